@@ -1,0 +1,2 @@
+//! What the benchmark programs share: samples, medians, JSON and SVG.
+#![forbid(unsafe_code)]

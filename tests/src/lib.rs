@@ -1,0 +1,2 @@
+//! Guest tests: real Linux guests booted through Tessera's public surface.
+#![forbid(unsafe_code)]
