@@ -1,1 +1,18 @@
-//! x
+//! Device models: what the guest sees on its buses.
+//!
+//! Nothing here knows KVM, JSON or how long a thread lives. What a device needs of its host
+//! it names as a trait in [`hypervisor`]; `vmm` implements them.
+//!
+//! - [`bus`]: port and memory-mapped I/O, by address.
+//! - [`guest_memory`]: guest RAM as devices may touch it.
+//! - [`pci`]: configuration space, MSI-X, the root bus.
+//! - [`virtio`]: the transport, written once, and one folder per device.
+#![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod guest_memory;
+pub mod hypervisor;
+pub mod pci;
+pub mod platform;
+pub mod serial;
+pub mod virtio;

@@ -1,1 +1,5 @@
-//! x
+//! The Tessera virtual machine monitor.
+
+pub mod api;
+pub mod machine;
+pub mod memory;

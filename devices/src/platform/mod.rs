@@ -1,0 +1,1 @@
+//! Platform registers: CMOS RTC, ACPI power control.

@@ -1,0 +1,1 @@
+//! virtio-blk (virtio 1.3, 5.2).

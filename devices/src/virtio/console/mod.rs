@@ -1,0 +1,1 @@
+//! virtio-console (virtio 1.3, 5.3).

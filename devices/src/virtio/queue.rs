@@ -1,0 +1,158 @@
+//! A split virtqueue with what goes round it: its doorbell, its interrupt, and the rule that every
+//! head taken is answered.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use log::warn;
+use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::guest_memory::GuestMemory;
+
+/// A chain of descriptors popped from a [`VirtQueue`]. It must be answered with
+/// [`VirtQueue::complete`], whatever it holds.
+pub type Chain = DescriptorChain<Arc<GuestMemory>>;
+
+/// How a device interrupts its driver. The transport implements it.
+pub trait InterruptSink: Send + Sync {
+    /// Used buffers are waiting in queue `index`.
+    fn queue_used(&self, index: u16);
+
+    /// The configuration space has changed.
+    fn config_changed(&self);
+
+    /// The driver broke the protocol beyond repair: sets DEVICE_NEEDS_RESET and tells it.
+    fn needs_reset(&self);
+}
+
+/// A shared handle to a device's interrupts.
+pub type Interrupt = Arc<dyn InterruptSink>;
+
+/// A queue the driver has enabled. Owned by the worker that serves it.
+pub struct VirtQueue {
+    index: u16,
+    queue: Queue,
+    kick: EventFd,
+    memory: Arc<GuestMemory>,
+    interrupt: Interrupt,
+    broken: bool,
+}
+
+impl VirtQueue {
+    /// Queue `index` as the driver configured it; `kick` is its doorbell.
+    pub fn new(
+        index: u16,
+        queue: Queue,
+        kick: EventFd,
+        memory: Arc<GuestMemory>,
+        interrupt: Interrupt,
+    ) -> Self {
+        Self { index, queue, kick, memory, interrupt, broken: false }
+    }
+
+    /// The queue's number within its device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The doorbell, readable when the driver has added buffers.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Guest RAM, to read and write what a chain points at.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Positions and addresses, for a snapshot.
+    pub fn state(&self) -> QueueState {
+        self.queue.state()
+    }
+
+    /// Takes the next chain the driver made available. Returns `None` when there is none, and for
+    /// ever once the ring itself is malformed; the driver has then been told to reset.
+    pub fn pop(&mut self) -> Option<Chain> {
+        if self.broken || !self.ring_is_sane() {
+            return None;
+        }
+        self.queue.pop_descriptor_chain(Arc::clone(&self.memory))
+    }
+
+    /// Answers the chain that began with `head`: `written` bytes were written to it.
+    pub fn complete(&mut self, head: u16, written: u32) {
+        if let Err(error) = self.queue.add_used(self.memory.as_ref(), head, written) {
+            self.fail(&error);
+        }
+    }
+
+    /// Interrupts the driver if it wants to know of what was completed since the last call.
+    pub fn notify(&mut self) {
+        match self.queue.needs_notification(self.memory.as_ref()) {
+            Ok(true) => self.interrupt.queue_used(self.index),
+            Ok(false) => {}
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Serves the queue until it is empty: `serve` gets each chain and returns the bytes written,
+    /// or `None` when it will call [`VirtQueue::complete`] later. Doorbells are off meanwhile, and
+    /// the driver is interrupted at most once.
+    pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> Option<u32>) {
+        loop {
+            self.set_doorbell(false);
+            while let Some(chain) = self.pop() {
+                let head = chain.head_index();
+                if let Some(written) = serve(chain) {
+                    self.complete(head, written);
+                }
+            }
+            if self.broken || !self.set_doorbell(true) {
+                break;
+            }
+        }
+        self.notify();
+    }
+
+    /// Asks for doorbells, or for none; returns whether buffers arrived before the request took
+    /// effect.
+    pub fn set_doorbell(&mut self, wanted: bool) -> bool {
+        let memory = self.memory.as_ref();
+        let result = match wanted {
+            true => self.queue.enable_notification(memory),
+            false => self.queue.disable_notification(memory).map(|()| false),
+        };
+        result.unwrap_or_else(|error| {
+            self.fail(&error);
+            false
+        })
+    }
+
+    /// A driver can have at most `size` buffers outstanding: an available index further ahead
+    /// means that the ring is garbage.
+    fn ring_is_sane(&mut self) -> bool {
+        match self.queue.avail_idx(self.memory.as_ref(), Ordering::Acquire) {
+            Ok(idx) if idx.0.wrapping_sub(self.queue.next_avail()) <= self.queue.size() => true,
+            Ok(idx) => {
+                let next = self.queue.next_avail();
+                self.fail(&format_args!("available index {idx} is too far ahead of {next}"));
+                false
+            }
+            Err(error) => {
+                self.fail(&error);
+                false
+            }
+        }
+    }
+
+    /// Stops serving this queue. Logged once: only a reset makes a new `VirtQueue`.
+    fn fail(&mut self, error: &dyn fmt::Display) {
+        if !self.broken {
+            self.broken = true;
+            warn!("virtio queue {}: {error}; the driver must reset the device", self.index);
+            self.interrupt.needs_reset();
+        }
+    }
+}

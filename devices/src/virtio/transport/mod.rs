@@ -1,0 +1,1 @@
+//! virtio over PCI (virtio 1.3, 4.1).

@@ -1,0 +1,3 @@
+//! `tessera`: the command line.
+
+fn main() {}
