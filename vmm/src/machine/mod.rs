@@ -1,1 +1,3 @@
-//! machine
+//! The machine: what it consists of, and what becomes of it.
+
+pub mod spec;

@@ -1,0 +1,208 @@
+//! What a virtual machine consists of, validated.
+//!
+//! A [`Spec`] is complete: defaults are filled in, every number is in its range, every file named
+//! could be opened when it was checked. `Spec::try_from(&VmConfig)` is the only way to one, and
+//! reports all problems at once.
+
+mod check;
+mod devices;
+mod unsupported;
+
+use std::path::PathBuf;
+
+use memctl::Bytes;
+
+/// Identifier of the serial port in the device tree.
+pub const SERIAL_ID: &str = "__serial";
+/// Identifier of the virtio console in the device tree.
+pub const CONSOLE_ID: &str = "__console";
+/// Identifier of the entropy device in the device tree.
+pub const RNG_ID: &str = "__rng";
+
+/// A virtual machine that can be built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Virtual CPUs.
+    pub cpus: Cpus,
+    /// RAM.
+    pub memory: Memory,
+    /// What the guest boots.
+    pub payload: Payload,
+    /// The 16550 at COM1; [`CharMode::Null`] unless asked otherwise.
+    pub serial: CharMode,
+    /// The virtio console; [`CharMode::Tty`] unless asked otherwise, never a socket. Not on the
+    /// terminal when `serial` is.
+    pub console: CharMode,
+    /// Block devices, in PCI order. Their ids are unique.
+    pub disks: Vec<Disk>,
+    /// The entropy device, which every VM has.
+    pub rng: Rng,
+    /// Identity shown in SMBIOS.
+    pub platform: Platform,
+}
+
+/// Virtual CPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cpus {
+    /// How many the guest starts with, 1 to 254.
+    pub boot: u8,
+    /// How many it may ever have, `boot` to 254.
+    pub max: u8,
+    /// How they are arranged; a product of `max`. `None` leaves each a package-less core of one
+    /// socket.
+    pub topology: Option<Topology>,
+    /// Host CPUs that vCPU threads are held to; at most one entry per vCPU.
+    pub affinity: Vec<Affinity>,
+    /// Upper limit of the guest's physical-address width in bits, 36 to 52. The host's own width
+    /// is another.
+    pub max_phys_bits: u8,
+}
+
+/// The arrangement of vCPUs; no count is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Hardware threads of one core.
+    pub threads_per_core: u8,
+    /// Cores of one die.
+    pub cores_per_die: u8,
+    /// Dies of one package.
+    pub dies_per_package: u8,
+    /// Packages (sockets) of the machine.
+    pub packages: u8,
+}
+
+impl Topology {
+    /// How many vCPUs it arranges; fits, because each factor is below 256.
+    pub const fn vcpus(self) -> u32 {
+        self.threads_per_core as u32
+            * self.cores_per_die as u32
+            * self.dies_per_package as u32
+            * self.packages as u32
+    }
+}
+
+/// The host CPUs one vCPU may run on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// The vCPU's index, below [`Cpus::max`].
+    pub vcpu: u8,
+    /// Host CPU numbers below 1024, at least one.
+    pub host_cpus: Vec<usize>,
+}
+
+/// RAM that the guest boots with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// How much: a whole number of pages of the backing.
+    pub size: Bytes,
+    /// What it is made of.
+    pub backing: Backing,
+    /// Fill the page tables before the guest starts.
+    pub prefault: bool,
+    /// Ask the host for transparent huge pages.
+    pub thp: bool,
+    /// Let the host merge equal pages (`MADV_MERGEABLE`).
+    pub mergeable: bool,
+    /// Count the memory against the host's overcommit limit (no `MAP_NORESERVE`).
+    pub reserve: bool,
+}
+
+/// Where guest pages come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Private anonymous memory.
+    Anonymous,
+    /// A memfd that other processes can map.
+    Shared,
+    /// The host's pool of huge pages.
+    Hugetlb {
+        /// Size of one page: 2 MiB or 1 GiB.
+        page: Bytes,
+        /// Whether other processes can map it.
+        shared: bool,
+    },
+}
+
+impl Backing {
+    /// The smallest unit the backing hands out.
+    pub const fn page(self) -> Bytes {
+        match self {
+            Self::Anonymous | Self::Shared => Bytes::kib(4),
+            Self::Hugetlb { page, .. } => page,
+        }
+    }
+}
+
+/// What the guest boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// An ELF `vmlinux` or a `bzImage`; could be opened.
+    pub kernel: PathBuf,
+    /// An initial RAM disk; could be opened.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line, without NUL; may be empty.
+    pub cmdline: String,
+}
+
+/// What a character device is connected to on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CharMode {
+    /// There is no such device.
+    Off,
+    /// Output vanishes and input never comes.
+    Null,
+    /// The monitor's standard input and output.
+    Tty,
+    /// A pseudo-terminal made for it.
+    Pty,
+    /// Output goes to this file, made anew; no input.
+    File(PathBuf),
+    /// A unix socket made here; one client at a time.
+    Socket(PathBuf),
+}
+
+/// A virtio block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Identifier in the device tree; unique.
+    pub id: String,
+    /// A raw image file or a block device; could be opened.
+    pub path: PathBuf,
+    /// Refuse the guest's writes.
+    pub readonly: bool,
+    /// Bypass the host's page cache (`O_DIRECT`).
+    pub direct: bool,
+    /// Number of request queues, 1 to [`Cpus::boot`].
+    pub queues: u16,
+    /// Entries of each queue, a power of two, 1 to 32768.
+    pub queue_size: u16,
+    /// What the guest reads as the device's identity: at most 20 printable ASCII bytes.
+    pub serial: String,
+}
+
+/// The virtio entropy device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rng {
+    /// Where entropy comes from; could be opened.
+    pub src: PathBuf,
+}
+
+/// Identity for the guest's SMBIOS tables; empty where not given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Platform {
+    /// System serial number.
+    pub serial_number: String,
+    /// System UUID as text.
+    pub uuid: String,
+    /// OEM strings, in order.
+    pub oem_strings: Vec<String>,
+}
+
+/// A configuration that no machine can be built from. One line per problem: the JSON path of the
+/// field, what is wrong, what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct InvalidConfig {
+    /// At least one.
+    pub problems: Vec<String>,
+}

@@ -1,0 +1,235 @@
+//! From a client's configuration to a [`Spec`].
+//!
+//! Each check reports what is wrong to [`Problems`] and returns some value of the right type. The
+//! value never leaves this module when there was a problem.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use log::warn;
+use memctl::Bytes;
+
+use super::{
+    Affinity, Backing, Cpus, InvalidConfig, Memory, Payload, Platform, Rng, Spec, Topology,
+    devices, unsupported,
+};
+use crate::api::config::{
+    AffinityConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig,
+    TopologyConfig, VmConfig,
+};
+
+/// Cloud Hypervisor's limit, so that a client sees the same one.
+const MAX_PCI_SEGMENTS: u64 = 96;
+/// What the kernel's CPU set holds by default.
+const MAX_HOST_CPUS: usize = 1024;
+
+impl TryFrom<&VmConfig> for Spec {
+    type Error = InvalidConfig;
+
+    /// Checks everything, opening each file it names. Called before a VM is created; reads files
+    /// but changes nothing.
+    fn try_from(config: &VmConfig) -> Result<Self, InvalidConfig> {
+        let mut problems = Problems::default();
+        unsupported::check(config, &mut problems);
+        let cpus = cpus(&config.cpus, &mut problems);
+        let spec = Self {
+            memory: memory(&config.memory, cpus.max_phys_bits, &mut problems),
+            payload: payload(&config.payload, &mut problems),
+            serial: devices::serial(&config.serial, &mut problems),
+            console: devices::console(&config.console, &config.serial, &mut problems),
+            disks: devices::disks(&config.disks, cpus.boot, &mut problems),
+            rng: rng(&config.rng, &mut problems),
+            platform: platform(&config.platform, &mut problems),
+            cpus,
+        };
+        if problems.0.is_empty() { Ok(spec) } else { Err(InvalidConfig { problems: problems.0 }) }
+    }
+}
+
+/// What is wrong with a configuration so far.
+#[derive(Default)]
+pub(super) struct Problems(Vec<String>);
+
+impl Problems {
+    /// Adds a problem with the field at the JSON path `path`.
+    pub(super) fn add(&mut self, path: impl Display, problem: impl Display) {
+        self.0.push(format!("{path}: {problem}"));
+    }
+
+    /// Adds a problem for each of `requests` that is made, below `prefix`.
+    pub(super) fn unsupported(&mut self, prefix: &str, requests: &[(&str, bool)]) {
+        for (field, _) in requests.iter().filter(|(_, requested)| *requested) {
+            self.add(format_args!("{prefix}{field}"), "not supported yet; leave it out");
+        }
+    }
+
+    /// `value` as a smaller type, brought into `allowed` with a problem where it lies outside.
+    pub(super) fn range<T: TryFrom<u64> + Default>(
+        &mut self,
+        path: impl Display,
+        value: u64,
+        allowed: RangeInclusive<u64>,
+    ) -> T {
+        let (low, high) = allowed.into_inner();
+        let clamped = value.clamp(low, high);
+        if clamped != value {
+            self.add(path, format_args!("{value} is out of range; use {low} to {high}"));
+        }
+        T::try_from(clamped).unwrap_or_default()
+    }
+
+    /// Adds a problem when the file cannot be opened for reading. Returns it otherwise.
+    pub(super) fn readable(&mut self, path: impl Display, file: &Path) -> Option<File> {
+        File::open(file).map_err(|error| self.cannot_open(path, file, &error)).ok()
+    }
+
+    /// Adds the problem that `file` could not be opened.
+    pub(super) fn cannot_open(&mut self, path: impl Display, file: &Path, error: &std::io::Error) {
+        // Without the number that io::Error puts behind the text.
+        let text = error.to_string();
+        let error = text.split_once(" (os error").map_or(text.as_str(), |(text, _)| text);
+        self.add(path, format_args!("cannot open {}: {error}", file.display()));
+    }
+}
+
+fn cpus(config: &CpusConfig, problems: &mut Problems) -> Cpus {
+    let boot = problems.range("cpus.boot_vcpus", config.boot_vcpus.into(), 1..=254);
+    let max = match config.max_vcpus {
+        0 => boot,
+        max => problems.range("cpus.max_vcpus", max.into(), u64::from(boot)..=254),
+    };
+    let affinity = config.affinity.as_deref().unwrap_or_default();
+    Cpus {
+        boot,
+        max,
+        topology: config.topology.as_ref().map(|config| topology(config, max, problems)),
+        affinity: self::affinity(affinity, max, problems),
+        max_phys_bits: problems.range("cpus.max_phys_bits", config.max_phys_bits.into(), 36..=52),
+    }
+}
+
+fn topology(config: &TopologyConfig, max: u8, problems: &mut Problems) -> Topology {
+    let mut count = |name, value: u32| {
+        problems.range(format_args!("cpus.topology.{name}"), value.into(), 1..=254)
+    };
+    let topology = Topology {
+        threads_per_core: count("threads_per_core", config.threads_per_core),
+        cores_per_die: count("cores_per_die", config.cores_per_die),
+        dies_per_package: count("dies_per_package", config.dies_per_package),
+        packages: count("packages", config.packages),
+    };
+    let product = topology.vcpus();
+    if product != u32::from(max) {
+        let problem = format!("makes {product} vCPUs, but cpus.max_vcpus is {max}");
+        problems.add("cpus.topology", problem);
+    }
+    topology
+}
+
+fn affinity(config: &[AffinityConfig], max: u8, problems: &mut Problems) -> Vec<Affinity> {
+    let mut list: Vec<Affinity> = Vec::new();
+    for (index, entry) in config.iter().enumerate() {
+        let path = format!("cpus.affinity[{index}]");
+        let last = u64::from(max).saturating_sub(1);
+        let vcpu = problems.range(format_args!("{path}.vcpu"), entry.vcpu.into(), 0..=last);
+        if entry.host_cpus.is_empty() {
+            problems.add(format_args!("{path}.host_cpus"), "empty; name at least one host CPU");
+        }
+        if let Some(cpu) = entry.host_cpus.iter().find(|cpu| **cpu >= MAX_HOST_CPUS) {
+            let problem = format!("{cpu} is out of range; use 0 to {}", MAX_HOST_CPUS - 1);
+            problems.add(format_args!("{path}.host_cpus"), problem);
+        }
+        if list.iter().any(|other| other.vcpu == vcpu && u32::from(vcpu) == entry.vcpu) {
+            let problem = format!("vCPU {vcpu} is listed twice; list each once");
+            problems.add(format_args!("{path}.vcpu"), problem);
+        }
+        // One entry per vCPU is kept, so that a long list cannot make this search slow.
+        if list.len() < usize::from(max) {
+            list.push(Affinity { vcpu, host_cpus: entry.host_cpus.clone() });
+        }
+    }
+    list
+}
+
+fn memory(config: &MemoryConfig, max_phys_bits: u8, problems: &mut Problems) -> Memory {
+    let memory = Memory {
+        size: Bytes::new(config.size),
+        backing: backing(config, problems),
+        prefault: config.prefault,
+        thp: config.thp,
+        mergeable: config.mergeable,
+        reserve: config.reserve,
+    };
+    let (size, page) = (memory.size, memory.backing.page());
+    if size == Bytes::ZERO {
+        problems.add("memory.size", "0 bytes; give the guest some memory");
+    } else if !size.is_multiple_of(page) {
+        let problem = format!("{} is no multiple of {page}; round it", size.as_u64());
+        problems.add("memory.size", problem);
+    } else if size.as_u64() >> max_phys_bits != 0 {
+        let problem = format!("{size} is over the {max_phys_bits} bits of cpus.max_phys_bits");
+        problems.add("memory.size", problem);
+    }
+    memory
+}
+
+fn backing(config: &MemoryConfig, problems: &mut Problems) -> Backing {
+    let page = config.hugepage_size.map_or(Bytes::mib(2), Bytes::new);
+    if ![Bytes::mib(2), Bytes::gib(1)].contains(&page) {
+        let problem = format!("{page} is no huge page of x86-64; use 2 MiB or 1 GiB");
+        problems.add("memory.hugepage_size", problem);
+    }
+    match (config.hugepages, config.shared) {
+        (true, shared) => Backing::Hugetlb { page, shared },
+        (false, _) if config.hugepage_size.is_some() => {
+            problems.add("memory.hugepage_size", "needs memory.hugepages; turn that on");
+            Backing::Anonymous
+        }
+        (false, true) => Backing::Shared,
+        (false, false) => Backing::Anonymous,
+    }
+}
+
+fn payload(config: &PayloadConfig, problems: &mut Problems) -> Payload {
+    match &config.kernel {
+        Some(kernel) => drop(problems.readable("payload.kernel", kernel)),
+        None if config.firmware.is_some() => {}
+        None => problems.add("payload.kernel", "missing; name a vmlinux or a bzImage"),
+    }
+    if let Some(initramfs) = &config.initramfs {
+        problems.readable("payload.initramfs", initramfs);
+    }
+    let cmdline = config.cmdline.clone().unwrap_or_default();
+    if cmdline.contains('\0') {
+        problems.add("payload.cmdline", "contains a NUL character; remove it");
+    }
+    Payload {
+        kernel: config.kernel.clone().unwrap_or_default(),
+        initramfs: config.initramfs.clone(),
+        cmdline,
+    }
+}
+
+fn rng(config: &RngConfig, problems: &mut Problems) -> Rng {
+    problems.readable("rng.src", &config.src);
+    Rng { src: PathBuf::from(&config.src) }
+}
+
+fn platform(config: &PlatformConfig, problems: &mut Problems) -> Platform {
+    let segments = u64::from(config.num_pci_segments);
+    problems.range::<u16>("platform.num_pci_segments", segments, 1..=MAX_PCI_SEGMENTS);
+    if segments > 1 {
+        warn!("configuration: platform.num_pci_segments: segments over the first stay empty");
+    }
+    let platform = Platform {
+        serial_number: config.system_serial_number.clone().unwrap_or_default(),
+        uuid: config.system_uuid.clone().unwrap_or_default(),
+        oem_strings: config.oem_strings.clone().unwrap_or_default(),
+    };
+    if platform != Platform::default() {
+        warn!("configuration: platform: the guest is not shown serial number, UUID, OEM strings");
+    }
+    platform
+}
