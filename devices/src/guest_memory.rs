@@ -27,26 +27,29 @@ pub struct Region {
     mapping: MmapRegion,
     start: GuestAddress,
     gate: Option<Arc<Gate>>,
+    _owner: Box<dyn Send + Sync>,
 }
 
 impl Region {
-    /// RAM at `start` that is always accessible.
+    /// RAM at `start`: all of it accessible, or the blocks that are open in `gate`. `owner` keeps
+    /// `mapping` mapped and is dropped with the region.
+    ///
+    /// Returns `None` when the range would end past the 64-bit address space.
+    pub fn new(
+        mapping: MmapRegion,
+        start: GuestAddress,
+        gate: Option<Arc<Gate>>,
+        owner: Box<dyn Send + Sync>,
+    ) -> Option<Self> {
+        start.0.checked_add(mapping.size() as u64)?;
+        Some(Self { mapping, start, gate, _owner: owner })
+    }
+
+    /// Always accessible RAM at `start` whose mapping owns itself.
     ///
     /// Returns `None` when the range would end past the 64-bit address space.
     pub fn open(mapping: MmapRegion, start: GuestAddress) -> Option<Self> {
-        Self::new(mapping, start, None)
-    }
-
-    /// RAM at `start` of which only the blocks open in `gate` are accessible.
-    ///
-    /// Returns `None` when the range would end past the 64-bit address space.
-    pub fn gated(mapping: MmapRegion, start: GuestAddress, gate: Arc<Gate>) -> Option<Self> {
-        Self::new(mapping, start, Some(gate))
-    }
-
-    fn new(mapping: MmapRegion, start: GuestAddress, gate: Option<Arc<Gate>>) -> Option<Self> {
-        start.0.checked_add(mapping.size() as u64)?;
-        Some(Self { mapping, start, gate })
+        Self::new(mapping, start, None, Box::new(()))
     }
 
     fn is_open(&self, offset: u64, count: usize) -> bool {
@@ -167,7 +170,7 @@ mod tests {
         let gate = Arc::new(Gate::closed(21, 4));
         open.iter().for_each(|&block| gate.set(block, 1, true));
         let mapping = MmapRegion::new(4 * BLOCK as usize).unwrap();
-        let region = Region::gated(mapping, GuestAddress(BLOCK), gate).unwrap();
+        let region = Region::new(mapping, GuestAddress(BLOCK), Some(gate), Box::new(())).unwrap();
         GuestMemory::from_regions(vec![region]).unwrap()
     }
 
