@@ -75,10 +75,16 @@ impl VirtQueue {
     /// Takes the next chain the driver made available. Returns `None` when there is none, and for
     /// ever once the ring itself is malformed; the driver has then been told to reset.
     pub fn pop(&mut self) -> Option<Chain> {
-        if self.broken || !self.ring_is_sane() {
+        if self.broken || !self.has_next() {
             return None;
         }
-        self.queue.pop_descriptor_chain(Arc::clone(&self.memory))
+        let chain = self.queue.pop_descriptor_chain(Arc::clone(&self.memory));
+        if chain.is_none() {
+            // The index can be read and the entry it points at can't: some of the ring has been
+            // unplugged. Without this, `drain` would try for ever.
+            self.fail(&"an entry of the available ring can't be read");
+        }
+        chain
     }
 
     /// Answers the chain that began with `head`: `written` bytes were written to it.
@@ -130,13 +136,13 @@ impl VirtQueue {
         })
     }
 
-    /// A driver can have at most `size` buffers outstanding: an available index further ahead
-    /// means that the ring is garbage.
-    fn ring_is_sane(&mut self) -> bool {
+    /// Whether the driver has made a chain available. It can have at most `size` outstanding: an
+    /// available index further ahead means that the ring is garbage.
+    fn has_next(&mut self) -> bool {
+        let next = self.queue.next_avail();
         match self.queue.avail_idx(self.memory.as_ref(), Ordering::Acquire) {
-            Ok(idx) if idx.0.wrapping_sub(self.queue.next_avail()) <= self.queue.size() => true,
+            Ok(idx) if idx.0.wrapping_sub(next) <= self.queue.size() => idx.0 != next,
             Ok(idx) => {
-                let next = self.queue.next_avail();
                 self.fail(&format_args!("available index {idx} is too far ahead of {next}"));
                 false
             }
@@ -154,5 +160,54 @@ impl VirtQueue {
             warn!("virtio queue {}: {error}; the driver must reset the device", self.index);
             self.interrupt.needs_reset();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{Bytes, GuestAddress, MmapRegion};
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+    use crate::guest_memory::{Gate, Region};
+
+    const BLOCK: u64 = 1 << 12;
+
+    #[derive(Default)]
+    struct Broken(AtomicUsize);
+
+    impl InterruptSink for Broken {
+        fn queue_used(&self, _index: u16) {}
+        fn config_changed(&self) {}
+        fn needs_reset(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The available index lies in a block that stays plugged, the entries in one that goes away.
+    #[test]
+    fn a_ring_that_is_half_unplugged_breaks_the_queue_and_ends_the_drain() {
+        let gate = Arc::new(Gate::closed(12, 4));
+        gate.set(0, 4, true);
+        let mapping = MmapRegion::new(4 * BLOCK as usize).unwrap();
+        let region =
+            Region::new(mapping, GuestAddress(0), Some(Arc::clone(&gate)), Box::new(())).unwrap();
+        let memory = Arc::new(GuestMemory::from_regions(vec![region]).unwrap());
+        let ring = MockSplitQueue::create(memory.as_ref(), GuestAddress(0), 16);
+        let mut queue: Queue = ring.create_queue().unwrap();
+        queue.set_avail_ring_address(Some(2 * BLOCK as u32 - 4), None);
+        memory.write_obj(1u16, GuestAddress(2 * BLOCK - 2)).unwrap();
+        gate.set(2, 1, false);
+
+        let broken = Arc::new(Broken::default());
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        let mut queue =
+            VirtQueue::new(0, queue, kick, Arc::clone(&memory), Arc::clone(&broken) as Interrupt);
+        queue.drain(|_| panic!("nothing can be read"));
+        assert!(queue.pop().is_none());
+        assert_eq!(broken.0.load(Ordering::Relaxed), 1);
     }
 }
