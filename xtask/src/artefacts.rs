@@ -1,0 +1,56 @@
+//! What guest tests, the demo and the benches boot, and how they are told where it is.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::cache::Cache;
+use crate::kernel::{self, Kernel};
+use crate::rootfs::{self, DebianGuest};
+use crate::{initramfs, lab};
+
+/// All guest artefacts, whole and in the cache.
+pub(crate) struct Artefacts {
+    kernel: Kernel,
+    initramfs: PathBuf,
+    debian: DebianGuest,
+}
+
+impl Artefacts {
+    /// Finds each one in the cache, or builds it.
+    pub(crate) fn ensure(cache: &Cache) -> Result<Self> {
+        Ok(Self {
+            kernel: kernel::ensure(cache)?,
+            initramfs: initramfs::ensure(cache)?,
+            debian: rootfs::ensure(cache)?,
+        })
+    }
+
+    /// The environment variables that name them.
+    pub(crate) fn variables(&self) -> [(&'static str, &Path); 7] {
+        [
+            ("TESSERA_VMLINUX", &self.kernel.vmlinux),
+            ("TESSERA_BZIMAGE", &self.kernel.bzimage),
+            ("TESSERA_MODULE", &self.kernel.module),
+            ("TESSERA_INITRAMFS", &self.initramfs),
+            ("TESSERA_DEBIAN_IMAGE", &self.debian.image),
+            ("TESSERA_DEBIAN_KERNEL", &self.debian.kernel),
+            ("TESSERA_DEBIAN_INITRD", &self.debian.initrd),
+        ]
+    }
+
+    /// Our kernel as an ELF file.
+    pub(crate) fn vmlinux(&self) -> &Path {
+        &self.kernel.vmlinux
+    }
+
+    /// The initial file system of test guests.
+    pub(crate) fn initramfs(&self) -> &Path {
+        &self.initramfs
+    }
+
+    /// The job with these variables in its environment.
+    pub(crate) fn given_to(&self, job: lab::Job) -> lab::Job {
+        self.variables().iter().fold(job, |job, (name, path)| job.with_variable(name, *path))
+    }
+}

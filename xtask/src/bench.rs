@@ -1,0 +1,49 @@
+//! `bench`: the programs of the `benches` package, run where guests run.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::artefacts::Artefacts;
+use crate::cache::Cache;
+use crate::lab::{Job, Lab};
+use crate::process::{step, workspace};
+use crate::{cargo, setup};
+
+/// What `cargo xtask bench` can be told.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Run only the program of this name.
+    name: Option<String>,
+    /// Where the programs write their results.
+    #[arg(long, value_name = "DIR", default_value = "benches/results")]
+    output: PathBuf,
+}
+
+/// Builds the release binaries and runs the programs one after the other, each in its own lab.
+pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
+    setup::packages()?;
+    let artefacts = Artefacts::ensure(cache)?;
+    step("building the release binaries");
+    let tessera = cargo::release_binary("vmm", "tessera")?;
+    let mut programs = cargo::build(&["build", "--release", "--package", "benches", "--bins"])?;
+    programs.retain(|program| options.name.as_ref().is_none_or(|name| *name == program.name));
+    if programs.is_empty() {
+        bail!("no benchmark program of that name");
+    }
+    let output = workspace().join(&options.output);
+    let lab = Lab::find(cache, false)?;
+    for program in programs {
+        step(&format!("bench {}", program.name));
+        let job = Job::new(vec![program.path.into()])?
+            .with_shares(vec![output.clone()])?
+            .with_variable("TESSERA_BIN", &tessera)
+            .with_variable("TESSERA_OUTPUT", &output);
+        let status = lab.run(&artefacts.given_to(job))?;
+        if status != 0 {
+            bail!("{} ended with status {status}", program.name);
+        }
+    }
+    Ok(())
+}

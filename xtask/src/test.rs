@@ -1,0 +1,97 @@
+//! `test`: checks, unit tests and documentation tests on the host, guest tests where guests run.
+//!
+//! Guest tests drive the release binary: it is what ships, and in the lab each instruction counts.
+//! The tests themselves are built without optimisation passes that would take longer than they save.
+
+mod guest;
+
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::cache::Cache;
+use crate::cargo::{self, Program, cargo};
+use crate::check::{self, CHECKS};
+use crate::libtest::{self, Outcome, Tally};
+use crate::process::step;
+use crate::setup;
+
+/// What `cargo xtask test` can be told.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Run only what has this in its name.
+    #[arg(default_value = "")]
+    filter: String,
+}
+
+/// Runs all of it, and ends with one line of counts. Fails when a test did, or none ran.
+pub(crate) fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
+    setup::packages()?;
+    let filter = &options.filter;
+    let mut total = checks(filter);
+    step("building the tests");
+    let programs = cargo::build(&["test", "--workspace", "--no-run"])?;
+    let (guest, host): (Vec<_>, Vec<_>) =
+        programs.into_iter().partition(|p| p.package == "tests" && p.kind == "test");
+    for program in &host {
+        total.add(host_program(program, filter)?);
+    }
+    total.add(documentation(filter)?);
+    total.add(guest::run(cache, &guest, filter)?);
+    Ok(report(&total))
+}
+
+fn checks(filter: &str) -> Tally {
+    let mut tally = Tally::default();
+    for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(filter)) {
+        let passed = check::passes(name, *check);
+        let outcome = if passed { Outcome::Passed } else { Outcome::Failed };
+        tally.count("check", name, outcome, "");
+    }
+    tally
+}
+
+/// Runs one test program of the host in the folder of its package, as cargo would.
+fn host_program(program: &Program, filter: &str) -> Result<Tally> {
+    let mut command = Command::new(&program.path);
+    command
+        .current_dir(&program.directory)
+        .env("CARGO_MANIFEST_DIR", &program.directory)
+        .arg(filter);
+    tests_of(&mut command, &program.label())
+}
+
+/// Documentation tests are built and run by cargo, one harness for each library.
+fn documentation(filter: &str) -> Result<Tally> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--doc", "--no-fail-fast", "--", filter]);
+    tests_of(&mut command, "documentation")
+}
+
+fn tests_of(command: &mut Command, label: &str) -> Result<Tally> {
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start the tests of {label}"))?;
+    let stdout = String::from_utf8_lossy(&out.stdout);
+    let tally = libtest::tally(label, &stdout, out.status.success());
+    eprintln!("    {label}: {}", tally.line());
+    if tally.failed > 0 {
+        eprintln!("{stdout}{}", String::from_utf8_lossy(&out.stderr));
+    }
+    Ok(tally)
+}
+
+/// Says which tests were skipped and why, which failed, and how many there were of each.
+fn report(total: &Tally) -> ExitCode {
+    for reason in &total.reasons {
+        eprintln!("skipped {reason}");
+    }
+    for failure in &total.failures {
+        eprintln!("failed  {failure}");
+    }
+    println!("{}", total.line());
+    let good = total.failed == 0 && total.passed > 0;
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

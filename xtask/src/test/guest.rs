@@ -1,0 +1,206 @@
+//! Guest tests: their programs run in labs, two side by side, one for each core.
+//!
+//! A program's tests are dealt out in small groups, each of which gets a fresh lab. So a test that
+//! kills its lab takes only its group along, and no lab has much more to do than the other.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::artefacts::Artefacts;
+use crate::cache::Cache;
+use crate::cargo::{self, Program};
+use crate::lab::{Job, Lab, Sinks};
+use crate::libtest::{self, Tally};
+use crate::process::{output, step};
+
+/// A lab takes five seconds to start; a group of tests is worth that.
+const GROUP: usize = 6;
+
+/// Labs at a time: one for each core of the smallest machine, 8 GiB each.
+const LABS: usize = 2;
+
+/// For one group; a guest test takes seconds, so a group that takes this long hangs.
+const TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// Some tests of one program.
+struct Group {
+    label: String,
+    path: PathBuf,
+    directory: PathBuf,
+    tests: Vec<String>,
+}
+
+/// What all labs need.
+struct Bench {
+    lab: Lab,
+    artefacts: Artefacts,
+    tessera: PathBuf,
+    start: Instant,
+    queue: Mutex<VecDeque<Group>>,
+}
+
+/// Runs the tests of these programs whose names contain `filter`.
+pub(super) fn run(cache: &Cache, programs: &[Program], filter: &str) -> Result<Tally> {
+    let mut queue = VecDeque::new();
+    for program in programs {
+        queue.extend(groups(program, filter)?);
+    }
+    if queue.is_empty() {
+        return Ok(Tally::default());
+    }
+    let artefacts = Artefacts::ensure(cache)?;
+    let lab = Lab::find(cache, false)?;
+    step("building tessera for the guest tests");
+    let tessera = cargo::release_binary("vmm", "tessera")?;
+    step(&format!("guest tests: {} groups of up to {GROUP}", queue.len()));
+    let bench = Bench { lab, artefacts, tessera, start: Instant::now(), queue: queue.into() };
+    let mut total = Tally::default();
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..LABS).map(|_| scope.spawn(|| bench.work())).collect();
+        for worker in workers {
+            match worker.join() {
+                Ok(tally) => total.add(tally),
+                Err(_) => total.fail("a thread that drives a lab panicked".to_owned()),
+            }
+        }
+    });
+    Ok(total)
+}
+
+fn groups(program: &Program, filter: &str) -> Result<Vec<Group>> {
+    let list = output(Command::new(&program.path).args(["--list", "--format", "terse"]))
+        .with_context(|| format!("cannot list the tests of {}", program.label()))?;
+    let mut names = libtest::listed(&list);
+    names.retain(|name| name.contains(filter));
+    let groups = names.chunks(GROUP).map(|tests| Group {
+        label: program.name.clone(),
+        path: program.path.clone(),
+        directory: program.directory.clone(),
+        tests: tests.to_vec(),
+    });
+    Ok(groups.collect())
+}
+
+impl Bench {
+    fn work(&self) -> Tally {
+        let mut total = Tally::default();
+        loop {
+            // The queue is whole whatever happened to the thread that held the lock.
+            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match next {
+                Some(group) => total.add(self.group(&group)),
+                None => return total,
+            }
+        }
+    }
+
+    fn group(&self, group: &Group) -> Tally {
+        let record = Record::default();
+        let result = self.job(group).and_then(|job| {
+            let lines = Lines::new(&group.label, self.start, record.clone());
+            let err = Lines::new(&group.label, self.start, Record::default());
+            let sinks = Sinks { out: Box::new(lines), err: Box::new(err) };
+            self.lab.run_into(&job, sinks, TIMEOUT)
+        });
+        let success = match &result {
+            Ok(status) => *status == 0,
+            Err(error) => {
+                eprintln!("{}: {error:#}", group.label);
+                false
+            }
+        };
+        libtest::tally(&group.label, &record.text(), success)
+    }
+
+    fn job(&self, group: &Group) -> Result<Job> {
+        let mut command = vec![group.path.clone().into()];
+        command.extend(["--exact", "--test-threads=1"].map(Into::into));
+        command.extend(group.tests.iter().map(Into::into));
+        let job = Job::new(command)?
+            .in_directory(group.directory.clone())
+            .with_variable("CARGO_MANIFEST_DIR", &group.directory)
+            .with_variable("TESSERA_BIN", &self.tessera);
+        Ok(self.artefacts.given_to(job))
+    }
+}
+
+/// All that a program printed.
+#[derive(Clone, Default)]
+struct Record(Arc<Mutex<Vec<u8>>>);
+
+impl Record {
+    fn text(&self) -> String {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Shows whole lines on stderr as they come, each with its program and time, and records them.
+struct Lines {
+    label: String,
+    start: Instant,
+    line: Vec<u8>,
+    record: Record,
+}
+
+impl Lines {
+    fn new(label: &str, start: Instant, record: Record) -> Self {
+        Self { label: label.to_owned(), start, line: Vec::new(), record }
+    }
+
+    fn show(&mut self) {
+        let text = String::from_utf8_lossy(&self.line);
+        let seconds = self.start.elapsed().as_secs();
+        eprintln!("{seconds:5} s {}: {}", self.label, text.trim_end());
+        self.line.clear();
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.record.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        for byte in bytes {
+            self.line.push(*byte);
+            if *byte == b'\n' {
+                self.show();
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Lines {
+    /// The last line of a program that died has no end.
+    fn drop(&mut self) {
+        if !self.line.is_empty() {
+            self.show();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_has_all_bytes_whatever_their_lines() {
+        let record = Record::default();
+        let mut lines = Lines::new("x", Instant::now(), record.clone());
+        for part in ["test a ... ", "ok\ntest b", " ... ok"] {
+            lines.write_all(part.as_bytes()).unwrap();
+        }
+        drop(lines);
+        assert_eq!(record.text(), "test a ... ok\ntest b ... ok");
+    }
+}
