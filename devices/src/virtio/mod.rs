@@ -10,5 +10,7 @@ pub mod console;
 pub mod device;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod transport;
 pub mod worker;
