@@ -4,12 +4,14 @@
 //! it names as a trait in [`hypervisor`]; `vmm` implements them.
 //!
 //! - [`bus`]: port and memory-mapped I/O, by address.
+//! - [`chardev`]: the host's end of a serial port or console.
 //! - [`guest_memory`]: guest RAM as devices may touch it.
 //! - [`pci`]: configuration space, MSI-X, the root bus.
 //! - [`virtio`]: the transport, written once, and one folder per device.
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod chardev;
 pub mod guest_memory;
 pub mod hypervisor;
 pub mod pci;
