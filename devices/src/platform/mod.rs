@@ -1,1 +1,3 @@
 //! Platform registers: CMOS RTC, ACPI power control.
+
+pub mod rtc;
