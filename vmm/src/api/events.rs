@@ -1,0 +1,200 @@
+//! The event monitor: what happens to the VM, told as it happens.
+//!
+//! Events are JSON objects, one per line, in the words of Cloud Hypervisor's `--event-monitor`. A
+//! thread of its own writes them, so that a reader who does not read never holds up the VM: when
+//! the queue is full, events are counted instead, and the count is told when there is room.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::warn;
+use serde::Serialize;
+
+use super::descriptor::Endpoint;
+
+/// Events that wait to be written.
+const QUEUE: usize = 256;
+/// Enough for one `write`.
+const STACK: usize = 64 << 10;
+/// How long the end of the monitor waits for a reader.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// A handle on the event monitor; cheap to clone, and to call when there is none. The last handle
+/// that is dropped waits up to a second for what is left to be written.
+#[derive(Clone, Default)]
+pub struct EventMonitor(Option<Arc<Inner>>);
+
+struct Inner {
+    start: Instant,
+    lost: Arc<AtomicU64>,
+    /// `None` only while being dropped.
+    queue: Option<SyncSender<Vec<u8>>>,
+    /// Disconnected when the thread has ended.
+    ended: Mutex<Receiver<()>>,
+}
+
+/// One event, as it is written.
+#[derive(Serialize)]
+struct Event<'a> {
+    timestamp: Timestamp,
+    source: &'a str,
+    event: &'a str,
+    properties: Option<BTreeMap<&'a str, String>>,
+}
+
+/// Time since the monitor started.
+#[derive(Serialize)]
+struct Timestamp {
+    secs: u64,
+    nanos: u32,
+}
+
+impl EventMonitor {
+    /// Starts a monitor that writes to `sink`.
+    ///
+    /// # Errors
+    /// The sink cannot be opened, or the host refused a thread.
+    pub fn start(sink: &Endpoint) -> io::Result<Self> {
+        let file = sink.create()?;
+        let lost = Arc::new(AtomicU64::new(0));
+        let (queue, events) = sync_channel(QUEUE);
+        let (end, ended) = sync_channel(0);
+        let start = Instant::now();
+        let thread_lost = Arc::clone(&lost);
+        thread::Builder::new().name("event-monitor".into()).stack_size(STACK).spawn(move || {
+            write_events(file, &events, &thread_lost, start);
+            drop(end);
+        })?;
+        let inner = Inner { start, lost, queue: Some(queue), ended: Mutex::new(ended) };
+        Ok(Self(Some(Arc::new(inner))))
+    }
+
+    /// Tells that `event` happened to `source`. Any thread; never waits. `properties` are only
+    /// turned into text when someone listens.
+    pub fn event(&self, source: &str, event: &str, properties: &[(&str, &dyn Display)]) {
+        let Some(inner) = &self.0 else { return };
+        let properties = (!properties.is_empty())
+            .then(|| properties.iter().map(|(name, value)| (*name, value.to_string())).collect());
+        let line = line(inner.start, source, event, properties);
+        if inner.queue.as_ref().is_none_or(|queue| queue.try_send(line).is_err()) {
+            inner.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue = None;
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(FLUSH) == Err(RecvTimeoutError::Timeout) {
+            warn!("event monitor: nobody reads; events are lost");
+        }
+    }
+}
+
+fn line(
+    start: Instant,
+    source: &str,
+    event: &str,
+    properties: Option<BTreeMap<&str, String>>,
+) -> Vec<u8> {
+    let elapsed = start.elapsed();
+    let timestamp = Timestamp { secs: elapsed.as_secs(), nanos: elapsed.subsec_nanos() };
+    let event = Event { timestamp, source, event, properties };
+    let mut line = serde_json::to_vec(&event).expect("a map with text keys is always JSON");
+    line.push(b'\n');
+    line
+}
+
+fn write_events(mut file: File, events: &Receiver<Vec<u8>>, lost: &AtomicU64, start: Instant) {
+    for event in events {
+        let mut result = file.write_all(&event);
+        let lost = lost.swap(0, Ordering::Relaxed);
+        if lost != 0 {
+            let properties = BTreeMap::from([("count", lost.to_string())]);
+            let lost = line(start, "vmm", "events_lost", Some(properties));
+            result = result.and_then(|()| file.write_all(&lost));
+        }
+        if let Err(error) = result {
+            warn!("event monitor: {error}; no more events are written");
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::fd::AsRawFd;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn events(text: &str) -> Vec<Value> {
+        let events = serde_json::Deserializer::from_str(text).into_iter();
+        events.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn events_are_json_objects_one_after_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let monitor = EventMonitor::start(&Endpoint::Path(path.clone())).unwrap();
+        monitor.event("vm", "booting", &[]);
+        monitor.clone().event("partition", "released", &[("bytes", &4096), ("id", &"fn-7")]);
+        drop(monitor);
+
+        let events = events(&std::fs::read_to_string(path).unwrap());
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[0]["source"], "vm");
+        assert_eq!(events[0]["event"], "booting");
+        assert_eq!(events[0]["properties"], Value::Null);
+        assert!(events[0]["timestamp"]["secs"].is_u64());
+        assert!(events[0]["timestamp"]["nanos"].is_u64());
+        assert_eq!(events[1]["properties"], serde_json::json!({"bytes": "4096", "id": "fn-7"}));
+    }
+
+    #[test]
+    fn events_without_a_monitor_go_nowhere() {
+        EventMonitor::default().event("vm", "booting", &[("at", &1)]);
+    }
+
+    #[test]
+    fn reader_who_does_not_read_holds_up_nobody_and_is_told_what_was_lost() {
+        let (reader, writer) = io::pipe().unwrap();
+        let monitor = EventMonitor::start(&Endpoint::Fd(writer.as_raw_fd())).unwrap();
+        drop(writer);
+        // More than fits a pipe of 64 KiB and the queue.
+        for number in 0..2000 {
+            monitor.event("vm", "tick", &[("number", &number), ("fill", &"x".repeat(100))]);
+        }
+        let mut lines = BufReader::new(reader).lines();
+        let lost = lines.find(|line| line.as_ref().unwrap().contains("events_lost"));
+        let lost: Value = serde_json::from_str(&lost.unwrap().unwrap()).unwrap();
+        let count: u32 = lost["properties"]["count"].as_str().unwrap().parse().unwrap();
+        assert!((1..2000).contains(&count), "{count}");
+        monitor.event("vm", "after", &[]);
+        assert!(lines.any(|line| line.unwrap().contains("after")));
+    }
+
+    #[test]
+    fn writer_ends_when_the_reader_is_gone() {
+        let (reader, writer) = io::pipe().unwrap();
+        let monitor = EventMonitor::start(&Endpoint::Fd(writer.as_raw_fd())).unwrap();
+        drop((reader, writer));
+        for _ in 0..1000 {
+            monitor.event("vm", "tick", &[]);
+        }
+        let before = Instant::now();
+        drop(monitor);
+        assert!(before.elapsed() < FLUSH);
+    }
+}
