@@ -6,6 +6,7 @@
 //! - [`bus`]: port and memory-mapped I/O, by address.
 //! - [`chardev`]: the host's end of a serial port or console.
 //! - [`guest_memory`]: guest RAM as devices may touch it.
+//! - [`lifecycle`]: pause, resume and reset, the same for all.
 //! - [`pci`]: configuration space, MSI-X, the root bus.
 //! - [`virtio`]: the transport, written once, and one folder per device.
 #![forbid(unsafe_code)]
@@ -14,7 +15,9 @@ pub mod bus;
 pub mod chardev;
 pub mod guest_memory;
 pub mod hypervisor;
+pub mod lifecycle;
 pub mod pci;
 pub mod platform;
 pub mod serial;
+mod sync;
 pub mod virtio;

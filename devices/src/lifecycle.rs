@@ -1,0 +1,36 @@
+//! What the machine does to every device it holds, whatever the device is.
+
+use std::io;
+
+/// A device in the machine's table.
+///
+/// ```text
+///             pause                 reset (vCPUs stopped)
+///   running --------> paused          any state -----> as at power-on,
+///           <--------                                  running or paused as before
+///             resume
+/// ```
+///
+/// All methods are called on the machine's thread, one at a time, while vCPUs may still be inside
+/// the device: they may wait for a device thread, never for a vCPU.
+pub trait Lifecycle: Send + Sync {
+    /// Stops all activity of the device's own. When it returns, the device touches neither guest
+    /// memory nor its backend until [`Lifecycle::resume`]. Pausing twice is harmless.
+    fn pause(&self) {}
+
+    /// Goes on where [`Lifecycle::pause`] stopped. Resuming a running device is harmless.
+    ///
+    /// # Errors
+    /// The host refused a thread or a descriptor.
+    fn resume(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The machine restarts: every register takes its power-on value. Called while no vCPU runs.
+    fn reset(&self) {}
+
+    /// Counts since the device was made, by name, for `vm.counters`.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
