@@ -228,7 +228,9 @@ impl PciFunction for VirtioPci {
         match Area::find(offset) {
             (Area::Common, offset) => self.read_common(offset, data),
             (Area::Isr, 0) => {
-                data.iter_mut().take(1).for_each(|isr| *isr = self.interrupts.take_isr())
+                if let Some(isr) = data.first_mut() {
+                    *isr = self.interrupts.take_isr();
+                }
             }
             (Area::Device, offset) => self.device_config.read(offset as usize, data),
             (Area::MsixTable, offset) => self.interrupts.msix().read_table(offset, data),
