@@ -3,14 +3,20 @@
 //! - [`config`]: the JSON of a virtual machine.
 //! - [`Request`], [`Reply`], [`Control`]: the calls of the API as types. The monitor implements
 //!   [`Control`] and never sees HTTP.
+//! - [`Server`]: the socket they come through.
 //! - [`EventMonitor`]: what happens, told as it happens.
 
 pub mod config;
+mod connection;
 mod descriptor;
 mod events;
+mod http;
 mod launch;
+mod registry;
 mod reply;
 mod request;
+mod routes;
+mod server;
 
 pub use descriptor::Endpoint;
 pub use events::EventMonitor;
@@ -20,3 +26,4 @@ pub use reply::{
     VmState,
 };
 pub use request::{Control, Request};
+pub use server::{Server, ServerError};
