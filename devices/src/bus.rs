@@ -4,7 +4,9 @@
 //! lock. What can move at run time (a PCI BAR) moves inside the device that owns the window.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::sync::lock;
 
 /// A device behind a range of addresses. Called on vCPU threads, several at a time.
 pub trait BusDevice: Send + Sync {
@@ -28,11 +30,11 @@ pub trait Registers: Send {
 
 impl<T: Registers> BusDevice for Mutex<T> {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        self.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        lock(self).read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        lock(self).write(offset, data);
     }
 }
 

@@ -13,7 +13,7 @@
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vm_superio::serial::NoEvents;
@@ -23,6 +23,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::bus::BusDevice;
 use crate::chardev::CharBackend;
+use crate::sync::lock;
 
 /// I/O ports from the base on: COM1 is at 0x3f8, interrupt line 4.
 pub const PORTS: u64 = 8;
@@ -76,7 +77,7 @@ impl SerialPort {
 
     /// One of [`SerialPort::sources`] is readable. Called on the one thread that waits for them.
     pub fn ready(&self, source: RawFd) {
-        let mut uart = self.lock();
+        let mut uart = lock(&self.uart);
         if source == self.timer {
             uart.serial.writer_mut().timer_expired();
         } else if Some(source) == self.input {
@@ -86,18 +87,14 @@ impl SerialPort {
 
     /// Writes out what is gathered: before the process ends, and when the guest stops. Any thread.
     pub fn flush(&self) {
-        self.lock().serial.writer_mut().send();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Uart> {
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.uart).serial.writer_mut().send();
     }
 }
 
 /// Every register is a byte: a wider access is one to each in turn, as the ISA bus makes it.
 impl BusDevice for SerialPort {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let mut uart = self.lock();
+        let mut uart = lock(&self.uart);
         for (register, byte) in (offset..PORTS).zip(data) {
             *byte = uart.serial.read(register as u8);
         }
@@ -105,7 +102,7 @@ impl BusDevice for SerialPort {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let mut uart = self.lock();
+        let mut uart = lock(&self.uart);
         for (register, &byte) in (offset..PORTS).zip(data) {
             // Neither the line nor the output can fail.
             let _ = uart.serial.write(register as u8, byte);
@@ -376,7 +373,7 @@ mod tests {
                 }
                 backend.type_in(&[1, 2, 3]);
                 run_input(&port, &backend);
-                prop_assert!(port.lock().serial.writer().bytes.len() < LINE_BYTES);
+                prop_assert!(lock(&port.uart).serial.writer().bytes.len() < LINE_BYTES);
             }
         }
     }

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::queue::{Interrupt, VirtQueue};
 use super::worker::Worker;
 use crate::guest_memory::GuestMemory;
+use crate::sync::lock;
 
 /// A virtio device model: its identity and how it comes to life.
 ///
@@ -67,7 +68,7 @@ impl ConfigSpace {
 
     /// Copies out bytes from `offset` on; what lies past the end reads as zero.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
-        let bytes = self.lock();
+        let bytes = lock(&self.bytes);
         let from = bytes.get(offset..).unwrap_or_default();
         let len = from.len().min(data.len());
         data[..len].copy_from_slice(&from[..len]);
@@ -77,7 +78,7 @@ impl ConfigSpace {
     /// Writes `value` at `offset` and moves to the next generation; the caller then raises the
     /// configuration interrupt where the field calls for one. Bytes past the end are dropped.
     pub fn write(&self, offset: usize, value: &[u8]) {
-        let mut bytes = self.lock();
+        let mut bytes = lock(&self.bytes);
         if let Some(to) = bytes.get_mut(offset..) {
             let len = to.len().min(value.len());
             to[..len].copy_from_slice(&value[..len]);
@@ -88,10 +89,6 @@ impl ConfigSpace {
     /// The generation of virtio 1.3, 4.1.4.3: differs between two reads when a write fell between.
     pub fn generation(&self) -> u8 {
         self.generation.load(Ordering::Acquire)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

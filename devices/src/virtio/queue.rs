@@ -37,6 +37,8 @@ pub struct VirtQueue {
     kick: EventFd,
     memory: Arc<GuestMemory>,
     interrupt: Interrupt,
+    /// Something was completed since the last [`VirtQueue::notify`].
+    unsignalled: bool,
     broken: bool,
 }
 
@@ -49,7 +51,7 @@ impl VirtQueue {
         memory: Arc<GuestMemory>,
         interrupt: Interrupt,
     ) -> Self {
-        Self { index, queue, kick, memory, interrupt, broken: false }
+        Self { index, queue, kick, memory, interrupt, unsignalled: false, broken: false }
     }
 
     /// The queue's number within its device.
@@ -89,6 +91,7 @@ impl VirtQueue {
 
     /// Answers the chain that began with `head`: `written` bytes were written to it.
     pub fn complete(&mut self, head: u16, written: u32) {
+        self.unsignalled = true;
         if let Err(error) = self.queue.add_used(self.memory.as_ref(), head, written) {
             self.fail(&error);
         }
@@ -96,6 +99,9 @@ impl VirtQueue {
 
     /// Interrupts the driver if it wants to know of what was completed since the last call.
     pub fn notify(&mut self) {
+        if !std::mem::take(&mut self.unsignalled) {
+            return;
+        }
         match self.queue.needs_notification(self.memory.as_ref()) {
             Ok(true) => self.interrupt.queue_used(self.index),
             Ok(false) => {}
@@ -106,16 +112,27 @@ impl VirtQueue {
     /// Serves the queue until it is empty: `serve` gets each chain and returns the bytes written,
     /// or `None` when it will call [`VirtQueue::complete`] later. Doorbells are off meanwhile, and
     /// the driver is interrupted at most once.
+    ///
+    /// A driver that adds buffers as fast as they are served gets one ring's worth per call; the
+    /// doorbell is then left ringing, so that the thread comes back after it has looked at its
+    /// other events.
     pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> Option<u32>) {
+        let mut budget = self.queue.size();
         loop {
             self.set_doorbell(false);
-            while let Some(chain) = self.pop() {
+            while let Some(chain) = (budget > 0).then(|| self.pop()).flatten() {
+                budget -= 1;
                 let head = chain.head_index();
                 if let Some(written) = serve(chain) {
                     self.complete(head, written);
                 }
             }
             if self.broken || !self.set_doorbell(true) {
+                break;
+            }
+            if budget == 0 {
+                // Full means that it rings already.
+                let _ = self.kick.write(1);
                 break;
             }
         }

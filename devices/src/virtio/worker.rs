@@ -64,7 +64,7 @@ impl WorkerSet {
     /// it was parked is not lost.
     ///
     /// # Errors
-    /// The host refused a thread or a descriptor; that worker is lost, the others run.
+    /// The host refused a thread or a descriptor; that worker is lost, those after it stay parked.
     pub fn resume(&mut self, host: &dyn Hypervisor) -> io::Result<()> {
         while let Some(worker) = self.parked.pop() {
             let stop = EventFd::new(EFD_NONBLOCK)?;

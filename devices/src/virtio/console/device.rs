@@ -1,8 +1,9 @@
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::worker::ConsoleWorker;
 use crate::chardev::CharBackend;
+use crate::sync::lock;
 use crate::virtio::device::{Activation, ConfigSpace, VirtioDevice};
 use crate::virtio::queue::Interrupt;
 use crate::virtio::worker::Worker;
@@ -102,20 +103,14 @@ impl ConsoleHandle {
         }
         self.0.config.write(0, &size.to_bytes());
         // The lock is let go before the call.
-        let interrupt = self.0.lock().clone();
+        let interrupt = lock(&self.0.interrupt).clone();
         if let Some(interrupt) = interrupt {
             interrupt.config_changed();
         }
     }
 
     fn set_interrupt(&self, interrupt: Option<Interrupt>) {
-        *self.0.lock() = interrupt;
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Interrupt>> {
-        self.interrupt.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0.interrupt) = interrupt;
     }
 }
 
