@@ -175,6 +175,7 @@ fn without_msix_the_isr_tells_and_reading_clears_it() {
     let ring = ring(&driver.memory, 0x1000);
     driver.negotiate(VERSION_1);
     driver.set_up(0, addresses(&ring), 0xffff);
+    offer(&ring);
     driver.set_status(15);
     let isr = driver.bar() + driver.area(3).offset;
     wait_until(|| driver.read(isr, 1) == 1);

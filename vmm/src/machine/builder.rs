@@ -1,0 +1,239 @@
+//! From a [`Spec`] to a [`Machine`].
+
+use std::error::Error as StdError;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use devices::bus::Bus;
+use devices::guest_memory::GuestMemory;
+use devices::pci::{Apertures, PciRoot};
+use devices::platform::power::{Events, PowerRegisters};
+use devices::platform::rtc::Rtc;
+use devices::serial::SerialPort;
+use devices::virtio::block::{Block, BlockOptions};
+use devices::virtio::console::{Console, ConsoleHandle};
+use devices::virtio::device::VirtioDevice;
+use devices::virtio::rng::Rng;
+use devices::virtio::transport::VirtioPci;
+use vmm_sys_util::epoll::Epoll;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::chardev::{CharDevice, CharError};
+use super::spec::{self, Spec};
+use super::table::{Attached, CounterSource, SerialEvents, Table};
+use super::{Error, Machine, Signals};
+use crate::arch::x86_64::{acpi, boot, layout, registers};
+use crate::kvm::cpuid::{self, Topology};
+use crate::kvm::vcpu::{Buses, VcpuState, Vcpus};
+use crate::kvm::{Vm, VmHandle};
+use crate::memory::{self, disk};
+
+/// What a machine's serial port and console are connected to. Opened before the first boot and kept
+/// over reboots, so that a pseudo-terminal's client stays connected.
+pub struct Characters {
+    /// For COM1; `None` where the VM has none.
+    pub serial: Option<CharDevice>,
+    /// For the virtio console; `None` where the VM has none.
+    pub console: Option<CharDevice>,
+}
+
+impl Characters {
+    /// Opens both.
+    ///
+    /// # Errors
+    /// A terminal, file or socket can't be opened.
+    pub fn open(spec: &Spec) -> Result<Self, CharError> {
+        let (serial, console) = (CharDevice::open(&spec.serial)?, CharDevice::open(&spec.console)?);
+        Ok(Self { serial, console })
+    }
+}
+
+/// A machine under construction.
+pub struct Builder<'a> {
+    spec: &'a Spec,
+    signals: &'a Signals,
+    vm: Arc<Vm>,
+    memory: Arc<GuestMemory>,
+    ram: Vec<Range<u64>>,
+    physical_bits: u8,
+    ports: Bus,
+    pci: Arc<PciRoot>,
+    devices: Table,
+}
+
+impl<'a> Builder<'a> {
+    /// Builds the machine that `spec` describes, paused. Its serial port and console are connected
+    /// to `characters`, the serial port's descriptors added to `events`.
+    ///
+    /// # Errors
+    /// KVM, the host, or a file of the payload; nothing is left behind.
+    pub fn build(
+        spec: &'a Spec,
+        signals: &'a Signals,
+        characters: &Characters,
+        events: &Arc<Epoll>,
+    ) -> Result<Machine, Error> {
+        let mut builder = Self::new(spec, signals)?;
+        let power = builder.power()?;
+        let serial = builder.serial(characters, events)?;
+        let console = builder.console(characters)?;
+        builder.rng()?;
+        for disk in &spec.disks {
+            builder.disk(disk)?;
+        }
+        let (vcpus, devices, memory) = builder.finish(serial.is_some())?;
+        Ok(Machine { vcpus, devices, serial, console, power, memory, paused: true })
+    }
+
+    fn new(spec: &'a Spec, signals: &'a Signals) -> Result<Self, Error> {
+        let vm = Vm::new()?;
+        let ram = layout::ram(spec.memory.size);
+        let memory = memory::allocate(&spec.memory, &ram)?;
+        vm.map_memory(&memory)?;
+        let physical_bits = cpuid::physical_bits(vm.supported_cpuid(), spec.cpus.max_phys_bits);
+        let pci = PciRoot::new(Apertures {
+            low: layout::PCI_MEMORY_32,
+            high: pci_memory_64(&ram, physical_bits).unwrap_or(0..0),
+        });
+        let (ports, devices) = (Bus::default(), Table::default());
+        Ok(Self { spec, signals, vm, memory, ram, physical_bits, ports, pci, devices })
+    }
+
+    /// Sleep, reset and event registers, and the clock.
+    fn power(&mut self) -> Result<Arc<Events>, Error> {
+        let interrupt = event()?;
+        self.vm.connect_line(&interrupt, layout::EVENT_LINE)?;
+        let (off, reset) = (clone(&self.signals.power_off)?, clone(&self.signals.reset)?);
+        let events = Events::new(interrupt);
+        let power = PowerRegisters::new(off, reset, Arc::clone(&events));
+        self.ports.insert(layout::POWER_PORTS, Arc::new(power))?;
+        self.ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::new())))?;
+        Ok(events)
+    }
+
+    fn serial(
+        &mut self,
+        characters: &Characters,
+        events: &Arc<Epoll>,
+    ) -> Result<Option<SerialEvents>, Error> {
+        let Some(device) = &characters.serial else { return Ok(None) };
+        let failed = |source| Error::Host { what: "the serial port", source };
+        let line = event()?;
+        self.vm.connect_line(&line, layout::SERIAL_LINE)?;
+        let port = Arc::new(SerialPort::new(line, device.backend()).map_err(failed)?);
+        self.ports.insert(layout::SERIAL_PORTS, Arc::clone(&port) as _)?;
+        SerialEvents::new(port, Arc::clone(events)).map(Some).map_err(failed)
+    }
+
+    fn console(&mut self, characters: &Characters) -> Result<Option<ConsoleHandle>, Error> {
+        let Some(device) = &characters.console else { return Ok(None) };
+        let console = Console::new(device.backend(), device.window_size());
+        let handle = console.handle();
+        self.attach(spec::CONSOLE_ID, Box::new(console), no_counters())?;
+        Ok(Some(handle))
+    }
+
+    fn rng(&mut self) -> Result<(), Error> {
+        let source = File::open(&self.spec.rng.src).map_err(device_error(spec::RNG_ID))?;
+        self.attach(spec::RNG_ID, Box::new(Rng::new(source)), no_counters())
+    }
+
+    fn disk(&mut self, disk: &spec::Disk) -> Result<(), Error> {
+        let image =
+            disk::open(&disk.path, disk.readonly, disk.direct).map_err(device_error(&disk.id))?;
+        let options = BlockOptions {
+            name: disk.id.clone(),
+            queues: disk.queues,
+            queue_size: disk.queue_size,
+            serial: disk.serial.clone(),
+        };
+        let block = Block::new(Box::new(image), options);
+        let counters = block.counters();
+        self.attach(&disk.id, Box::new(block), Box::new(move || counters.list()))
+    }
+
+    /// Puts a virtio device on the bus and in the table. All devices take this way.
+    fn attach(
+        &mut self,
+        id: &str,
+        device: Box<dyn VirtioDevice>,
+        counters: CounterSource,
+    ) -> Result<(), Error> {
+        let handle = Arc::new(VmHandle(Arc::clone(&self.vm)));
+        let transport =
+            VirtioPci::new(device, Arc::clone(&self.memory), handle).map_err(device_error(id))?;
+        let transport = Arc::new(transport);
+        let address = self.pci.attach(Arc::clone(&transport) as _).map_err(device_error(id))?;
+        let device = transport;
+        self.devices.add(Attached { id: id.to_owned(), address: Some(address), device, counters });
+        Ok(())
+    }
+
+    /// Loads the payload and makes the vCPUs.
+    fn finish(mut self, serial: bool) -> Result<(Vcpus, Table, Arc<GuestMemory>), Error> {
+        let topology = topology(&self.spec.cpus);
+        let cpus = u32::from(self.spec.cpus.boot);
+        let platform = acpi::Platform {
+            apic_ids: (0..cpus).map(|cpu| topology.apic_id(cpu) as u8).collect(),
+            pci_memory_64: pci_memory_64(&self.ram, self.physical_bits),
+            serial,
+        };
+        let rsdp = acpi::write(&platform, &self.memory).map_err(Error::Acpi)?;
+        let entry = boot::load(&self.spec.payload, &self.memory, &self.ram, rsdp)?;
+        let states = (0..cpus).map(|cpu| self.vcpu(cpu, topology, entry)).collect();
+        self.ports.insert(layout::PCI_PORTS, self.pci.config_ports())?;
+        let mut memory = Bus::default();
+        memory.insert(layout::ECAM, self.pci.ecam())?;
+        for (range, window) in self.pci.windows() {
+            memory.insert(range, window)?;
+        }
+        let buses = Buses { ports: self.ports, memory };
+        let vcpus = Vcpus::start(&self.vm, states, buses, clone(&self.signals.fault)?)?;
+        Ok((vcpus, self.devices, self.memory))
+    }
+
+    fn vcpu(&self, cpu: u32, topology: Topology, entry: registers::Entry) -> VcpuState {
+        let pinned = self.spec.cpus.affinity.iter().find(|a| u32::from(a.vcpu) == cpu);
+        VcpuState {
+            cpuid: cpuid::for_vcpu(self.vm.supported_cpuid(), topology, cpu, self.physical_bits),
+            msrs: registers::msrs(),
+            registers: (cpu == 0).then(|| entry.registers()),
+            affinity: pinned.map(|a| a.host_cpus.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+fn pci_memory_64(ram: &[Range<u64>], physical_bits: u8) -> Option<Range<u64>> {
+    layout::pci_memory_64(ram.last().map_or(0, |range| range.end), physical_bits)
+}
+
+fn topology(cpus: &spec::Cpus) -> Topology {
+    match cpus.topology {
+        None => Topology::flat(cpus.max.into()),
+        Some(given) => Topology {
+            threads_per_core: given.threads_per_core.into(),
+            cores_per_package: u16::from(given.cores_per_die) * u16::from(given.dies_per_package),
+            packages: given.packages.into(),
+        },
+    }
+}
+
+fn no_counters() -> CounterSource {
+    Box::new(Vec::new)
+}
+
+fn event() -> Result<EventFd, Error> {
+    EventFd::new(EFD_NONBLOCK).map_err(|source| Error::Host { what: "an event", source })
+}
+
+fn clone(event: &EventFd) -> Result<EventFd, Error> {
+    event.try_clone().map_err(|source| Error::Host { what: "an event", source })
+}
+
+fn device_error<E>(id: &str) -> impl Fn(E) -> Error
+where
+    E: Into<Box<dyn StdError + Send + Sync>>,
+{
+    move |error| Error::Device { id: id.to_owned(), source: error.into() }
+}

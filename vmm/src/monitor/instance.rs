@@ -1,0 +1,172 @@
+//! The one VM of this process: its configuration, and the machine while it runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use log::info;
+use vmm_sys_util::epoll::Epoll;
+
+use super::Error;
+use crate::api::config::{CharConfig, VmConfig};
+use crate::api::{
+    ApiError, Counters, DeviceNode, ErrorKind, EventMonitor, InfoReply, Reply, Request, VmState,
+};
+use crate::kvm::vcpu::Fault;
+use crate::machine::chardev::CharDevice;
+use crate::machine::spec::Spec;
+use crate::machine::{self, Attached, Builder, Characters, Machine, Signals};
+
+/// A VM from `vm.create` to `vm.delete`. Owned by the monitor.
+pub(super) struct Instance {
+    config: VmConfig,
+    spec: Spec,
+    characters: Characters,
+    signals: Arc<Signals>,
+    serial: Arc<Epoll>,
+    events: EventMonitor,
+    machine: Option<Machine>,
+}
+
+impl Instance {
+    /// Checks `config` and opens what its serial port and console are connected to.
+    pub(super) fn new(
+        mut config: VmConfig,
+        signals: Arc<Signals>,
+        serial: Arc<Epoll>,
+        events: EventMonitor,
+    ) -> Result<Self, Error> {
+        let spec = Spec::try_from(&config)?;
+        let characters = Characters::open(&spec)?;
+        show_pty(&characters.serial, &mut config.serial);
+        show_pty(&characters.console, &mut config.console);
+        Ok(Self { config, spec, characters, signals, serial, events, machine: None })
+    }
+
+    /// Carries out a request to an existing VM: the transitions drawn in [`super`].
+    pub(super) fn call(&mut self, request: Request) -> Result<Reply, ApiError> {
+        match (&mut self.machine, request) {
+            (_, Request::Info) => return Ok(Reply::Info(Box::new(self.info()))),
+            (Some(machine), Request::Counters) => return Ok(Reply::Counters(counters(machine))),
+            (None, Request::Boot) => self.boot().map_err(internal)?,
+            (Some(machine), Request::Pause) if !machine.is_paused() => {
+                machine.pause();
+                self.events.event("vm", "paused", &[]);
+            }
+            (Some(machine), Request::Resume) if machine.is_paused() => {
+                machine.resume().map_err(internal)?;
+                self.events.event("vm", "resumed", &[]);
+            }
+            (Some(_), Request::Shutdown) => self.shutdown(),
+            (Some(_), Request::Reboot) => self.reboot().map_err(internal)?,
+            (Some(machine), Request::PowerButton) => machine.press_power_button(),
+            (Some(machine), Request::Nmi) => machine.nmi(),
+            (_, request) => return Err(self.not_now(&request)),
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Builds the machine and lets it run.
+    pub(super) fn boot(&mut self) -> Result<(), machine::Error> {
+        self.events.event("vm", "booting", &[]);
+        let mut machine =
+            Builder::build(&self.spec, &self.signals, &self.characters, &self.serial)?;
+        machine.resume()?;
+        self.machine = Some(machine);
+        self.events.event("vm", "booted", &[]);
+        Ok(())
+    }
+
+    /// Ends the machine at once and keeps the configuration.
+    fn shutdown(&mut self) {
+        self.machine = None;
+        info!("the VM was shut down");
+        self.events.event("vm", "shutdown", &[]);
+    }
+
+    /// Replaces the machine by a fresh one.
+    pub(super) fn reboot(&mut self) -> Result<(), machine::Error> {
+        self.events.event("vm", "rebooting", &[]);
+        // The old machine's memory is given back before the new one's is taken.
+        self.machine = None;
+        self.boot()?;
+        self.events.event("vm", "rebooted", &[]);
+        Ok(())
+    }
+
+    /// Why a vCPU ended by itself, if one did.
+    pub(super) fn fault(&mut self) -> Option<Fault> {
+        self.machine.as_mut().and_then(Machine::stop)
+    }
+
+    pub(super) fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
+    }
+
+    /// The terminal changed its size, or we have it back from the shell.
+    pub(super) fn refresh_terminal(&self) {
+        let devices = [&self.characters.serial, &self.characters.console];
+        devices.into_iter().flatten().for_each(CharDevice::refresh);
+        if let (Some(machine), Some(console)) = (&self.machine, &self.characters.console) {
+            machine.resize_console(console.window_size());
+        }
+    }
+
+    fn state(&self) -> VmState {
+        match &self.machine {
+            None => VmState::Created,
+            Some(machine) if machine.is_paused() => VmState::Paused,
+            Some(_) => VmState::Running,
+        }
+    }
+
+    fn not_now(&self, request: &Request) -> ApiError {
+        let message = match (request, self.state()) {
+            (Request::Resume, VmState::Running) => "the VM is running already",
+            (Request::Pause, VmState::Paused) => "the VM is paused already",
+            (Request::Boot, _) => "the VM has booted already; vm.reboot or vm.resume it",
+            _ => "the VM has not booted; vm.boot it first",
+        };
+        ApiError::new(ErrorKind::WrongState, message)
+    }
+
+    fn info(&self) -> InfoReply {
+        let machine = self.machine.as_ref();
+        let size = machine.map_or(self.spec.memory.size, Machine::memory_size);
+        let devices = machine.map(Machine::devices).unwrap_or_default();
+        InfoReply {
+            config: self.config.clone(),
+            state: self.state(),
+            memory_actual_size: size.as_u64(),
+            device_tree: devices.iter().map(|device| (device.id.clone(), node(device))).collect(),
+        }
+    }
+}
+
+/// Clients read the path of a pseudo-terminal from the configuration.
+fn show_pty(device: &Option<CharDevice>, config: &mut CharConfig) {
+    if let Some(path) = device.as_ref().and_then(CharDevice::pty_path) {
+        config.file = Some(path.to_owned());
+    }
+}
+
+fn internal(error: machine::Error) -> ApiError {
+    ApiError::from_error(ErrorKind::Internal, &error).context("the VM could not boot")
+}
+
+fn node(device: &Attached) -> DeviceNode {
+    DeviceNode {
+        id: device.id.clone(),
+        pci_bdf: device.address.map(|address| address.to_string()),
+        ..DeviceNode::default()
+    }
+}
+
+/// Counters by device, and the vCPUs' exits under `_vcpus`.
+fn counters(machine: &Machine) -> Counters {
+    let devices = machine.devices().iter().map(|device| (device.id.clone(), device.counters()));
+    let exits = ("_vcpus".to_owned(), machine.exits());
+    devices
+        .chain([exits])
+        .map(|(id, counters)| (id, counters.into_iter().collect::<BTreeMap<_, _>>()))
+        .collect()
+}
