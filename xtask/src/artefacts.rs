@@ -9,6 +9,9 @@ use crate::kernel::{self, Kernel};
 use crate::rootfs::{self, DebianGuest};
 use crate::{initramfs, lab};
 
+/// The variable that names the disk of the Debian guest.
+const IMAGE: &str = "TESSERA_DEBIAN_IMAGE";
+
 /// All guest artefacts, whole and in the cache.
 pub(crate) struct Artefacts {
     kernel: Kernel,
@@ -33,7 +36,7 @@ impl Artefacts {
             ("TESSERA_BZIMAGE", &self.kernel.bzimage),
             ("TESSERA_MODULE", &self.kernel.module),
             ("TESSERA_INITRAMFS", &self.initramfs),
-            ("TESSERA_DEBIAN_IMAGE", &self.debian.image),
+            (IMAGE, &self.debian.image),
             ("TESSERA_DEBIAN_KERNEL", &self.debian.kernel),
             ("TESSERA_DEBIAN_INITRD", &self.debian.initrd),
         ]
@@ -49,8 +52,12 @@ impl Artefacts {
         &self.initramfs
     }
 
-    /// The job with these variables in its environment.
+    /// The job with these variables in its environment. It may write to the Debian image: what it
+    /// writes is thrown away, and the image is a file or a block device.
     pub(crate) fn given_to(&self, job: lab::Job) -> lab::Job {
-        self.variables().iter().fold(job, |job, (name, path)| job.with_variable(name, *path))
+        self.variables().iter().fold(job, |job, (name, path)| match *name {
+            IMAGE => job.with_disk(IMAGE, path),
+            _ => job.with_variable(name, *path),
+        })
     }
 }

@@ -19,8 +19,17 @@ const INIT: &str = include_str!("init.sh");
 const RECIPE: u32 = 1;
 
 /// What init loads: the host's files, KVM, and what guests' devices need on their host.
-const MODULES: &[&str] =
-    &["9pnet_virtio", "9p", "overlay", "kvm-amd", "tun", "vhost_net", "vhost_vsock", "loop"];
+const MODULES: &[&str] = &[
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "virtio_blk",
+    "kvm-amd",
+    "tun",
+    "vhost_net",
+    "vhost_vsock",
+    "loop",
+];
 
 /// Gives the archive for this kernel, and builds it when it is missing.
 pub(crate) fn ensure(cache: &Cache, kernel: &StockKernel) -> Result<PathBuf> {

@@ -9,16 +9,24 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::output::{Sinks, watch};
+use crate::process::run;
 
 /// Variables that go into the lab machine beside those of the job.
 const PASSED: &[&str] = &["PATH", "HOME", "LANG", "LC_ALL", "TERM", "USER"];
 const PASSED_PREFIXES: &[&str] = &["TESSERA_", "RUST_", "RUSTUP_", "CARGO"];
+
+/// A disk image that the command may write to; what it writes is thrown away.
+struct Disk {
+    variable: &'static str,
+    image: PathBuf,
+}
 
 /// A command to run where guests run.
 pub(crate) struct Job {
     command: Vec<OsString>,
     variables: Vec<(OsString, OsString)>,
     directory: PathBuf,
+    disks: Vec<Disk>,
     pub(crate) shares: Vec<PathBuf>,
     pub(crate) tty: bool,
 }
@@ -30,7 +38,14 @@ impl Job {
             bail!("no command");
         }
         let directory = std::env::current_dir().context("cannot tell the current folder")?;
-        Ok(Self { command, variables: Vec::new(), directory, shares: Vec::new(), tty: false })
+        Ok(Self {
+            command,
+            variables: Vec::new(),
+            directory,
+            disks: Vec::new(),
+            shares: Vec::new(),
+            tty: false,
+        })
     }
 
     /// Sets one variable of the command's environment.
@@ -41,6 +56,18 @@ impl Job {
     ) -> Self {
         self.variables.push((name.into(), value.into()));
         self
+    }
+
+    /// Gives the command a disk image to write to, under the path that the variable holds. What it
+    /// writes is thrown away.
+    pub(crate) fn with_disk(mut self, variable: &'static str, image: &Path) -> Self {
+        self.disks.push(Disk { variable, image: image.to_owned() });
+        self
+    }
+
+    /// The images of the disks, in the order of the lab machine's block devices.
+    pub(crate) fn disk_images(&self) -> impl Iterator<Item = &Path> {
+        self.disks.iter().map(|disk| disk.image.as_path())
     }
 
     /// Runs the command in another folder than the present one.
@@ -65,31 +92,24 @@ impl Job {
         self
     }
 
-    /// Runs the command on the host; the status is its own, or 128 and the signal's number.
-    pub(crate) fn run_here(&self) -> Result<u8> {
-        let status = self
-            .host_command()
-            .status()
-            .with_context(|| format!("cannot start {}", self.name()))?;
-        Ok(status_of(status))
-    }
-
-    /// The same with other outputs; a command that outlives the time-out is killed, an error.
-    pub(crate) fn run_here_into(&self, sinks: Sinks, timeout: Duration) -> Result<u8> {
-        let mut child = self
-            .host_command()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.name()))?;
-        match watch(&mut child, sinks, timeout)? {
+    /// Runs the command on the host, with the terminal or with other outputs, and gives its status
+    /// as a shell would. A command that outlives the time-out is killed: an error.
+    pub(crate) fn run_here(&self, sinks: Option<Sinks>, timeout: Duration) -> Result<u8> {
+        let copies = tempfile::Builder::new().prefix("tessera-lab-").tempdir()?;
+        let mut command = self.host_command();
+        for disk in &self.disks {
+            command.env(disk.variable, copy_of(&disk.image, copies.path())?);
+        }
+        if sinks.is_some() {
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", self.name()))?;
+        match watch(&mut child, sinks.unwrap_or_else(Sinks::terminal), timeout)? {
             Some(status) => Ok(status_of(status)),
             None => bail!("{} was ended after {} minutes", self.name(), timeout.as_secs() / 60),
         }
     }
 
-    /// The command as it runs on the host.
     fn host_command(&self) -> Command {
         let mut command = Command::new(&self.command[0]);
         command
@@ -112,12 +132,22 @@ impl Job {
             let name = name.to_str().context("a variable's name is not text")?;
             script.push_str(&format!("export {name}={}\n", quoted(&value)?));
         }
+        for (disk, letter) in self.disks.iter().zip('a'..='z') {
+            script.push_str(&format!("export {}=/dev/vd{letter}\n", disk.variable));
+        }
         script.push_str(&format!("cd {} || exit 126\n", quoted(self.directory.as_os_str())?));
         let words: Vec<String> =
             self.command.iter().map(|word| quoted(word)).collect::<Result<_>>()?;
         script.push_str(&format!("exec {}\n", words.join(" ")));
         Ok(script)
     }
+}
+
+fn copy_of(image: &Path, folder: &Path) -> Result<PathBuf> {
+    let copy = folder.join(image.file_name().context("a disk image has a name")?);
+    let options = ["--sparse=always", "--reflink=auto", "--no-preserve=mode"];
+    run(Command::new("cp").args(options).args([image, &copy]))?;
+    Ok(copy)
 }
 
 /// What a shell would call the status of an ended process.
@@ -162,6 +192,30 @@ mod tests {
             .unwrap();
         let printed = crate::process::output(Command::new("sh").args(["-c", &script])).unwrap();
         assert_eq!(printed, "a 'b' c\n");
+    }
+
+    #[test]
+    fn writes_to_a_disk_do_not_reach_its_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        fs::write(&image, "whole").unwrap();
+        let status = Job::new(["sh", "-c", "echo changed > $TESSERA_DISK"].map(Into::into).into())
+            .unwrap()
+            .with_disk("TESSERA_DISK", &image)
+            .run_here(None, Duration::from_secs(60))
+            .unwrap();
+        assert_eq!((status, fs::read_to_string(&image).unwrap().as_str()), (0, "whole"));
+    }
+
+    #[test]
+    fn disks_are_named_in_the_order_of_the_block_devices() {
+        let job = Job::new(vec!["true".into()])
+            .unwrap()
+            .with_disk("TESSERA_A", Path::new("/images/a"))
+            .with_disk("TESSERA_B", Path::new("/images/b"));
+        let script = job.script().unwrap();
+        assert!(script.contains("export TESSERA_A=/dev/vda\nexport TESSERA_B=/dev/vdb\n"));
+        assert_eq!(job.disk_images().last(), Some(Path::new("/images/b")));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! One vCPU: with several emulation threads the lab's kernel was seen to die of a stale `int3`
 //! while KVM patched a static key. The second core of the host serves a second machine.
-//! No XSAVE: the emulated SVM does not intercept XSETBV, so KVM would save and restore guests with
-//! an XCR0 other than theirs, and each guest kernel starts with a warning about it.
+//! No XSAVE, and nothing that depends on it: the emulated SVM does not intercept XSETBV, so KVM
+//! would save and restore guests with an XCR0 other than theirs, and each guest kernel starts with
+//! a warning about it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use crate::process::last_lines;
 use crate::stock_kernel::{self, StockKernel};
 
 const META_PACKAGE: &str = "linux-image-6.12-amd64";
+
+const CPU: &str = "max,-xsave,-avx,-avx2,-fma,-f16c,-vaes,-pku,-mpx";
 
 /// How much of the machine's console an error shows.
 const CONSOLE_LINES: usize = 40;
@@ -99,7 +102,7 @@ impl Machine {
     fn qemu(&self, job: &Job, folder: &Path, console: &Path) -> Command {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args(["-machine", "q35,accel=tcg", "-cpu", "max,-xsave", "-smp", "1"])
+            .args(["-machine", "q35,accel=tcg", "-cpu", CPU, "-smp", "1"])
             .args(["-m", &format!("{}G", self.memory_gib)])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .arg("-kernel")
@@ -112,6 +115,9 @@ impl Machine {
         folder_device(&mut qemu, "job", folder, false);
         for (index, share) in job.shares.iter().enumerate() {
             folder_device(&mut qemu, &share_tag(index), share, false);
+        }
+        for (index, image) in job.disk_images().enumerate() {
+            disk_device(&mut qemu, index, image);
         }
         qemu.args(["-device", "virtio-serial-pci"]);
         if job.tty {
@@ -129,11 +135,23 @@ impl Machine {
 /// A folder of the host for the machine to mount under `tag`.
 fn folder_device(qemu: &mut Command, tag: &str, path: &Path, read_only: bool) {
     let mode = if read_only { ",readonly=on" } else { "" };
-    // A comma ends an option of QEMU; two stand for one.
-    let path = path.display().to_string().replace(',', ",,");
+    let path = escaped(path);
     qemu.arg("-fsdev")
         .arg(format!("local,id={tag},security_model=none,multidevs=remap{mode},path={path}"))
         .args(["-device", &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
+}
+
+/// A disk whose writes go to a file that QEMU deletes at its end.
+fn disk_device(qemu: &mut Command, index: usize, image: &Path) {
+    let path = escaped(image);
+    qemu.arg("-drive")
+        .arg(format!("if=none,id=disk{index},format=raw,snapshot=on,cache=unsafe,file={path}"))
+        .args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
+}
+
+/// A comma ends an option of QEMU; two stand for one.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 /// A byte channel of the machine that ends in a descriptor of QEMU, which is a pipe to xtask.

@@ -22,12 +22,16 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use crate::artefacts::Artefacts;
 use crate::cache::Cache;
 use crate::setup;
 
 pub(crate) use job::Job;
 pub(crate) use machine::Machine;
 pub(crate) use output::Sinks;
+
+/// A person who runs a command on the terminal ends it when it takes too long.
+const FOREVER: Duration = Duration::MAX;
 
 /// What `cargo xtask lab` can be told.
 #[derive(Args)]
@@ -44,6 +48,9 @@ pub(crate) struct Options {
     /// Connect this terminal to the command (end it with its own means, not with Ctrl-C).
     #[arg(long)]
     tty: bool,
+    /// Put the paths of all guest artefacts into TESSERA_* variables, as the tests have them.
+    #[arg(long)]
+    artefacts: bool,
     /// Use the lab machine even where the host's KVM would do.
     #[arg(long)]
     emulate: bool,
@@ -73,7 +80,7 @@ impl Lab {
     /// Runs a job with the terminal as its output, and gives its status.
     pub(crate) fn run(&self, job: &Job) -> Result<u8> {
         match self {
-            Lab::Host => job.run_here(),
+            Lab::Host => job.run_here(None, FOREVER),
             Lab::Emulated(machine) => machine.run(job, Sinks::terminal()),
         }
     }
@@ -81,7 +88,7 @@ impl Lab {
     /// Runs a job with other outputs and a time-out, and gives its status.
     pub(crate) fn run_into(&self, job: &Job, sinks: Sinks, timeout: Duration) -> Result<u8> {
         match self {
-            Lab::Host => job.run_here_into(sinks, timeout),
+            Lab::Host => job.run_here(Some(sinks), timeout),
             Lab::Emulated(machine) => machine.clone().with_timeout(timeout).run(job, sinks),
         }
     }
@@ -99,7 +106,10 @@ pub(crate) fn prepare(cache: &Cache) -> Result<()> {
 
 /// Runs the command and gives its status back.
 pub(crate) fn run(cache: &Cache, options: Options) -> Result<ExitCode> {
-    let job = Job::new(options.command)?.with_shares(options.shares)?.with_tty(options.tty);
+    let mut job = Job::new(options.command)?.with_shares(options.shares)?.with_tty(options.tty);
+    if options.artefacts {
+        job = Artefacts::ensure(cache)?.given_to(job);
+    }
     let lab = match Lab::find(cache, options.emulate)? {
         Lab::Host => Lab::Host,
         Lab::Emulated(machine) => Lab::Emulated(

@@ -57,12 +57,12 @@ fn copy(
 }
 
 fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + timeout;
+    let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if Instant::now() > deadline {
+        if start.elapsed() > timeout {
             child.kill()?;
             child.wait()?;
             return Ok(None);
