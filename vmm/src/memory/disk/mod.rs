@@ -3,7 +3,7 @@
 //!
 //! [`open`] makes a [`DiskImage`], which makes one engine per queue: `uring` (io_uring) where the
 //! kernel allows it, else `sync` (one blocking call at a time). An engine turns each operation into
-//! a [`job`], and a `DiskFile` can finish any job with plain system calls: that is all that `sync`
+//! a `Job`, and a `DiskFile` can finish any job with plain system calls: that is all that `sync`
 //! does, and what `uring` falls back to for whatever is rare.
 //!
 //! **Invariants.** Guest memory is touched by the kernel alone, which answers EFAULT for memory
