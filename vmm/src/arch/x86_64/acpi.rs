@@ -115,3 +115,88 @@ fn mcfg() -> MCFG {
     mcfg.add_ecam(layout::ECAM.start, 0, 0, 0);
     mcfg
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
+
+    use devices::guest_memory::Region;
+    use vm_memory::MmapRegion;
+
+    use super::*;
+
+    fn memory(size: usize) -> GuestMemory {
+        let region = Region::open(MmapRegion::new(size).unwrap(), GuestAddress(0)).unwrap();
+        GuestMemory::from_regions(vec![region]).unwrap()
+    }
+
+    fn platform(cpus: u8) -> Platform {
+        let pci_memory_64 = Some(0x1_0000_0000..0x10_0000_0000);
+        Platform { apic_ids: (0..cpus).collect(), pci_memory_64, serial: true }
+    }
+
+    fn u64_at(memory: &GuestMemory, address: u64) -> u64 {
+        memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    /// The table at `address`, as long as its header says.
+    fn table(memory: &GuestMemory, address: u64) -> Vec<u8> {
+        let length: u32 = memory.read_obj(GuestAddress(address + 4)).unwrap();
+        let mut bytes = vec![0; length as usize];
+        memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    /// The tables that a guest finds, by signature, found the way it finds them.
+    fn tables(platform: &Platform) -> Vec<(String, Vec<u8>)> {
+        let memory = memory(1 << 20);
+        let rsdp = write(platform, &memory).unwrap();
+        let xsdt = table(&memory, u64_at(&memory, rsdp + 24));
+        let entries = xsdt[36..].chunks_exact(8).map(|e| u64::from_le_bytes(e.try_into().unwrap()));
+        let mut tables: Vec<_> = entries.map(|entry| table(&memory, entry)).collect();
+        let fadt = tables.iter().find(|table| table.starts_with(b"FACP")).unwrap();
+        let dsdt = u64::from_le_bytes(fadt[140..148].try_into().unwrap());
+        tables.push(table(&memory, dsdt));
+        let name = |table: &[u8]| String::from_utf8(table[..4].to_vec()).unwrap();
+        tables.into_iter().map(|table| (name(&table), table)).collect()
+    }
+
+    #[test]
+    fn a_guest_finds_every_table_with_a_good_checksum() {
+        let tables = tables(&platform(2));
+        let names: Vec<_> = tables.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["FACP", "APIC", "MCFG", "DSDT"]);
+        for (name, bytes) in &tables {
+            assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_largest_machine_fits_and_the_smallest_memory_is_an_error() {
+        let madt = tables(&platform(254)).swap_remove(1).1;
+        assert_eq!(madt.len(), 44 + 254 * 8 + 12);
+        write(&platform(1), &memory(0xe0000)).unwrap_err();
+    }
+
+    /// Runs the reference compiler in `folder`; its report.
+    fn iasl(folder: &Path, arguments: &[&str]) -> String {
+        let output = Command::new("iasl").args(arguments).current_dir(folder).output();
+        let output = output.expect("iasl runs; `cargo xtask setup` installs acpica-tools");
+        let text = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    #[test]
+    fn the_reference_compiler_takes_every_table_apart_and_back_together() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in tables(&platform(4)) {
+            let file = format!("{name}.dat");
+            fs::write(folder.path().join(&file), bytes).unwrap();
+            iasl(folder.path(), &["-d", &file]);
+            let report = iasl(folder.path(), &["-ve", &format!("{name}.dsl")]);
+            assert!(report.contains("0 Errors, 0 Warnings"), "{name}: {report}");
+        }
+    }
+}

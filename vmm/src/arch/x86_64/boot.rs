@@ -308,3 +308,6 @@ fn write_long_mode_tables(memory: &GuestMemory) -> vm_memory::guest_memory::Resu
     write(pointers, &directories)?;
     write(pointers + PAGE, &pages)
 }
+
+#[cfg(test)]
+mod tests;
