@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use parse::ConfigError;
+pub(super) use parse::object_from_file;
 pub use sections::Section;
 
 /// A virtual machine as a client describes it.

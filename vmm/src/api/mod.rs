@@ -1,11 +1,13 @@
 //! How the world talks to the monitor: the command line, Cloud Hypervisor's JSON, HTTP.
 //!
+//! - [`Cli`]: the command line; [`Launch`]: what it comes down to.
 //! - [`config`]: the JSON of a virtual machine.
 //! - [`Request`], [`Reply`], [`Control`]: the calls of the API as types. The monitor implements
 //!   [`Control`] and never sees HTTP.
 //! - [`Server`]: the socket they come through.
 //! - [`EventMonitor`]: what happens, told as it happens.
 
+mod cli;
 pub mod config;
 mod connection;
 mod descriptor;
@@ -18,6 +20,7 @@ mod request;
 mod routes;
 mod server;
 
+pub use cli::{Cli, CliError, OptionError};
 pub use descriptor::Endpoint;
 pub use events::EventMonitor;
 pub use launch::Launch;

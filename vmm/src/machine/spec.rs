@@ -206,3 +206,6 @@ pub struct InvalidConfig {
     /// At least one.
     pub problems: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests;

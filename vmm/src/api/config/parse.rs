@@ -3,7 +3,7 @@
 //! Clients send nulls where they mean "not given", and fields that no longer exist. Nulls are
 //! removed before the types see them; fields that nothing reads are named in the log.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use log::warn;
@@ -15,13 +15,8 @@ use super::VmConfig;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file of `--config` could not be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the host said.
-        source: std::io::Error,
-    },
+    #[error("the file cannot be read")]
+    Read(#[source] std::io::Error),
     /// The text is not JSON.
     #[error("not valid JSON")]
     Syntax(#[source] serde_json::Error),
@@ -76,8 +71,7 @@ impl VmConfig {
 /// # Errors
 /// Every kind of [`ConfigError`].
 pub(crate) fn object_from_file(path: &Path) -> Result<Map<String, Value>, ConfigError> {
-    let text = std::fs::read(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read(path).map_err(ConfigError::Read)?;
     object_from_json(&text)
 }
 
@@ -95,7 +89,7 @@ fn read(value: Value) -> Result<(VmConfig, Vec<String>), ConfigError> {
     }
     let known = serde_json::to_value(&config).map_err(ConfigError::Syntax)?;
     let mut unknown = Vec::new();
-    compare(&value, &known, String::new(), &mut unknown);
+    compare(&value, &known, String::new(), &mut unknown)?;
     Ok((config, unknown))
 }
 
@@ -113,14 +107,22 @@ fn remove_nulls(value: &mut Value) {
 
 /// Collects the paths of the fields in `sent` that `known` lacks. Every known field is in `known`,
 /// because none is left out when a configuration is written.
-fn compare(sent: &Value, known: &Value, path: String, unknown: &mut Vec<String>) {
+///
+/// # Errors
+/// A list where an object belongs: serde would take its items for the fields, in their order.
+fn compare(
+    sent: &Value,
+    known: &Value,
+    path: String,
+    unknown: &mut Vec<String>,
+) -> Result<(), ConfigError> {
     match (sent, known) {
         (Value::Object(sent), Value::Object(known)) => {
             for (name, value) in sent {
                 let dot = if path.is_empty() { "" } else { "." };
                 let path = format!("{path}{dot}{name}");
                 match known.get(name) {
-                    Some(known) => compare(value, known, path, unknown),
+                    Some(known) => compare(value, known, path, unknown)?,
                     None if ALIASES.contains(&path.as_str()) => {}
                     None => unknown.push(path),
                 }
@@ -128,9 +130,170 @@ fn compare(sent: &Value, known: &Value, path: String, unknown: &mut Vec<String>)
         }
         (Value::Array(sent), Value::Array(known)) => {
             for (index, (sent, known)) in sent.iter().zip(known).enumerate() {
-                compare(sent, known, format!("{path}[{index}]"), unknown);
+                compare(sent, known, format!("{path}[{index}]"), unknown)?;
             }
         }
+        (Value::Array(_), Value::Object(_)) => {
+            let problem = "invalid type: sequence, expected an object".to_owned();
+            return Err(ConfigError::Field { path, problem });
+        }
         _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::config::{CharModeConfig, HotplugMethod};
+
+    /// What Kata's runtime sends: nulls, a balloon, fields of older versions.
+    fn from_kata() -> Value {
+        json!({
+            "payload": {"kernel": "/k", "cmdline": "quiet", "initramfs": null, "firmware": null},
+            "platform": {"num_pci_segments": 2},
+            "cpus": {"boot_vcpus": 1, "max_vcpus": 8, "features": {}},
+            "memory": {"size": 2147483648u64, "shared": true, "hugepages": null,
+                       "hotplug_size": 6442450944u64, "hotplug_method": "Acpi"},
+            "rng": {"src": "/dev/urandom"},
+            "disks": [{"path": "/d", "readonly": true, "num_queues": 1, "queue_size": 1024,
+                       "vhost_user": false, "pci_segment": 0,
+                       "rate_limiter_config": {"bandwidth": {"size": 1, "refill_time": 2}}}],
+            "serial": {"mode": "Off"},
+            "console": {"mode": "Tty", "file": null},
+            "vsock": {"cid": 3, "socket": "/s"},
+            "fs": [{"tag": "kataShared", "socket": "/f", "num_queues": 1, "queue_size": 1024,
+                    "pci_segment": 1, "dax": null, "cache_size": null}],
+            "sgx_epc": null,
+            "net": null,
+        })
+    }
+
+    /// What hypeman sends.
+    fn from_hypeman() -> Value {
+        json!({
+            "payload": {"kernel": "/k", "cmdline": "console=ttyS0", "initramfs": "/i"},
+            "cpus": {"boot_vcpus": 2, "max_vcpus": 2,
+                     "topology": {"threads_per_core": 1, "cores_per_die": 2,
+                                  "dies_per_package": 1, "packages": 1}},
+            "memory": {"size": 1073741824, "hotplug_method": "VirtioMem",
+                       "hotplug_size": 1073741824},
+            "disks": [{"path": "/a"}, {"path": "/b", "readonly": true}],
+            "serial": {"mode": "File", "file": "/log"},
+            "console": {"mode": "Off"},
+            "net": [{"tap": "tap0", "ip": "10.0.0.2", "mac": "02:00:00:00:00:01",
+                     "mask": "255.255.255.0"}],
+            "vsock": {"cid": 42, "socket": "/v"},
+        })
+    }
+
+    fn field_error(value: Value) -> String {
+        VmConfig::from_value(value).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn configurations_come_back_as_they_were_sent() {
+        for mut sent in [from_kata(), from_hypeman(), json!({})] {
+            let (config, _) = read({
+                remove_nulls(&mut sent);
+                sent.clone()
+            })
+            .unwrap();
+            let written = serde_json::to_vec(&config).unwrap();
+            assert_eq!(VmConfig::from_json(&written).unwrap(), config);
+            let written: Value = serde_json::from_slice(&written).unwrap();
+            for path in ["/memory/size", "/disks/0/path", "/vsock", "/net", "/serial/mode"] {
+                if let Some(value) = sent.pointer(path) {
+                    assert_eq!(written.pointer(path), Some(value), "{path}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_of_clients_reach_their_fields() {
+        let kata = VmConfig::from_value(from_kata()).unwrap();
+        assert_eq!((kata.cpus.boot_vcpus, kata.cpus.max_vcpus), (1, 8));
+        assert!(kata.memory.shared && !kata.memory.hugepages && kata.memory.thp);
+        assert_eq!(kata.disks[0].queue_size, 1024);
+        assert!(!kata.disks[0].rate_limiter_config.is_empty());
+        assert!(kata.cpus.features.is_empty() && kata.net.is_empty() && !kata.fs.is_empty());
+        assert_eq!(kata.console.mode, CharModeConfig::Tty);
+
+        let hypeman = VmConfig::from_value(from_hypeman()).unwrap();
+        assert_eq!(hypeman.memory.hotplug_method, HotplugMethod::VirtioMem);
+        assert_eq!(hypeman.serial.file.as_deref(), Some(Path::new("/log")));
+        assert_eq!((hypeman.disks[1].num_queues, hypeman.disks[1].queue_size), (1, 128));
+    }
+
+    #[test]
+    fn empty_configuration_has_cloud_hypervisors_defaults() {
+        let config = VmConfig::from_json(b"{}").unwrap();
+        assert_eq!((config.cpus.boot_vcpus, config.cpus.max_vcpus), (1, 1));
+        assert_eq!(config.memory.size, 512 << 20);
+        assert_eq!(config.serial.mode, CharModeConfig::Null);
+        assert_eq!(config.console.mode, CharModeConfig::Tty);
+        assert_eq!(config.rng.src, Path::new("/dev/urandom"));
+        assert_eq!(config.platform.num_pci_segments, 1);
+    }
+
+    #[test]
+    fn vcpus_without_a_maximum_get_no_more() {
+        let config = VmConfig::from_json(br#"{"cpus":{"boot_vcpus":3}}"#).unwrap();
+        assert_eq!(config.cpus.max_vcpus, 3);
+    }
+
+    #[test]
+    fn unknown_fields_are_named_by_path() {
+        let (_, unknown) = read(json!({
+            "sgx_epc": [1],
+            "cpus": {"boot_vcpus": 1, "colour": {"deep": 1}},
+            "disks": [{}, {"path": "/d", "sparse": true}],
+            "platform": {"serial_number": "1", "uuid": "2", "uid": "3"},
+            "net": [{"anything": 1}],
+        }))
+        .unwrap();
+        assert_eq!(unknown, ["cpus.colour", "disks[1].sparse", "platform.uid", "sgx_epc"]);
+    }
+
+    #[test]
+    fn old_names_of_platform_fields_are_read() {
+        let (config, _) = read(json!({"platform": {"serial_number": "1", "uuid": "2"}})).unwrap();
+        assert_eq!(config.platform.system_serial_number.as_deref(), Some("1"));
+        assert_eq!(config.platform.system_uuid.as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn wrong_types_are_named_by_path() {
+        assert_eq!(
+            field_error(json!({"cpus": {"boot_vcpus": "two"}})),
+            r#"cpus.boot_vcpus: invalid type: string "two", expected u32"#
+        );
+        assert_eq!(
+            field_error(json!({"cpus": {"boot_vcpus": -1}})),
+            "cpus.boot_vcpus: invalid value: integer `-1`, expected u32"
+        );
+        assert_eq!(
+            field_error(json!({"serial": {"mode": "Teletype"}})),
+            "serial.mode: unknown variant `Teletype`, expected one of `Off`, `Pty`, `Tty`, \
+             `File`, `Socket`, `Null`"
+        );
+        assert_eq!(field_error(json!({"console": {}})), "console: missing field `mode`");
+        assert_eq!(
+            field_error(json!({"disks": [{}, []], "memory": {}})),
+            "disks[1]: invalid type: sequence, expected an object"
+        );
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_refused() {
+        for text in ["", "[]", "nul", "{} {}", "{\"a\":1,}", "\u{feff}{}"] {
+            let error = VmConfig::from_json(text.as_bytes()).unwrap_err();
+            assert!(matches!(error, ConfigError::Syntax(_)), "{text:?}: {error}");
+        }
+        let error = object_from_file(Path::new("/nonexistent")).unwrap_err();
+        assert!(matches!(error, ConfigError::Read(_)));
     }
 }

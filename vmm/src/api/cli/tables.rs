@@ -1,0 +1,188 @@
+//! The keys of each option, and how their values are read.
+
+use memctl::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::keys::{Key, OptionError, Read, Table, items};
+
+/// The most host CPUs one range can name, so that a range cannot take all memory.
+const MAX_RANGE: u64 = 1024;
+
+const fn key(name: &'static str, field: &'static str, read: Read) -> Key {
+    Key { name, field, read }
+}
+
+/// A key named like its field.
+const fn same(name: &'static str, read: Read) -> Key {
+    key(name, name, read)
+}
+
+/// `--cpus`.
+pub(super) const CPUS: Table = Table {
+    option: "--cpus",
+    keys: &[
+        key("boot", "boot_vcpus", number),
+        key("max", "max_vcpus", number),
+        same("topology", topology),
+        same("max_phys_bits", number),
+        same("affinity", affinity),
+        same("nested", switch),
+        same("kvm_hyperv", switch),
+    ],
+};
+
+/// `--memory`.
+pub(super) const MEMORY: Table = Table {
+    option: "--memory",
+    keys: &[
+        same("size", size),
+        same("mergeable", switch),
+        same("shared", switch),
+        same("hugepages", switch),
+        same("hugepage_size", size),
+        same("prefault", switch),
+        same("reserve", switch),
+        same("thp", switch),
+        same("hotplug_method", hotplug_method),
+        same("hotplug_size", size),
+        same("hotplugged_size", size),
+    ],
+};
+
+/// `--disk`.
+pub(super) const DISK: Table = Table {
+    option: "--disk",
+    keys: &[
+        same("path", text),
+        same("readonly", switch),
+        same("direct", switch),
+        same("num_queues", number),
+        same("queue_size", number),
+        same("id", text),
+        same("serial", text),
+        same("image_type", image_type),
+        same("iommu", switch),
+        same("vhost_user", switch),
+        key("socket", "vhost_socket", text),
+        same("pci_segment", number),
+        same("backing_files", switch),
+    ],
+};
+
+/// `--rng`.
+pub(super) const RNG: Table =
+    Table { option: "--rng", keys: &[same("src", text), same("iommu", switch)] };
+
+/// `--platform`.
+pub(super) const PLATFORM: Table = Table {
+    option: "--platform",
+    keys: &[
+        same("num_pci_segments", number),
+        key("serial_number", "system_serial_number", text),
+        key("uuid", "system_uuid", text),
+        same("oem_strings", texts),
+    ],
+};
+
+/// `--serial` and `--console`: a mode, with a path where it needs one.
+///
+/// # Errors
+/// The mode does not exist.
+pub(super) fn character(option: &'static str, text: &str) -> Result<Value, OptionError> {
+    let device = match text.split_once('=').unwrap_or((text, "")) {
+        ("off", "") => json!({ "mode": "Off" }),
+        ("null", "") => json!({ "mode": "Null" }),
+        ("tty", "") => json!({ "mode": "Tty" }),
+        ("pty", "") => json!({ "mode": "Pty" }),
+        ("file", path) => json!({ "mode": "File", "file": path }),
+        ("socket", path) => json!({ "mode": "Socket", "socket": path }),
+        _ => {
+            let valid = "off, null, tty, pty, file=PATH, socket=PATH";
+            let problem = format!("{text:?} does not exist; valid values are {valid}");
+            return Err(OptionError::new(option, problem));
+        }
+    };
+    Ok(device)
+}
+
+fn text(text: &str) -> Result<Value, String> {
+    Ok(text.into())
+}
+
+fn texts(text: &str) -> Result<Value, String> {
+    items(text).map(Value::from)
+}
+
+fn number(text: &str) -> Result<Value, String> {
+    integer(text).map(Value::from)
+}
+
+fn integer(text: &str) -> Result<u64, String> {
+    // `u64::from_str` alone would take a leading plus sign.
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).ok_or_else(|| format!("{text:?} is not a number"))
+}
+
+fn size(text: &str) -> Result<Value, String> {
+    match text.parse::<Bytes>() {
+        Ok(size) => Ok(size.as_u64().into()),
+        Err(error) => Err(format!("{text:?} is {error}")),
+    }
+}
+
+fn switch(text: &str) -> Result<Value, String> {
+    match text {
+        "on" | "true" => Ok(true.into()),
+        "off" | "false" => Ok(false.into()),
+        _ => Err(format!("{text:?} is not a switch; use on or off")),
+    }
+}
+
+fn hotplug_method(text: &str) -> Result<Value, String> {
+    match text {
+        "acpi" => Ok("Acpi".into()),
+        "virtio-mem" => Ok("VirtioMem".into()),
+        _ => Err(format!("{text:?} does not exist; use acpi or virtio-mem")),
+    }
+}
+
+/// As in JSON, where the first letter is a capital.
+fn image_type(text: &str) -> Result<Value, String> {
+    Ok(if text.eq_ignore_ascii_case("raw") { "Raw".into() } else { text.into() })
+}
+
+/// `THREADS:CORES:DIES:PACKAGES`.
+fn topology(text: &str) -> Result<Value, String> {
+    let counts = text.split(':').map(integer).collect::<Result<Vec<_>, _>>()?;
+    let fields = ["threads_per_core", "cores_per_die", "dies_per_package", "packages"];
+    if counts.len() != fields.len() {
+        return Err(format!("{text:?} is not of the form THREADS:CORES:DIES:PACKAGES"));
+    }
+    let fields = fields.into_iter().map(str::to_owned).zip(counts.into_iter().map(Value::from));
+    Ok(Map::from_iter(fields).into())
+}
+
+/// `[VCPU@[CPU,FIRST-LAST],...]`.
+fn affinity(text: &str) -> Result<Value, String> {
+    let entry = |item: &str| {
+        let (vcpu, cpus) = item
+            .split_once('@')
+            .ok_or_else(|| format!("{item:?} is not of the form VCPU@[CPU,..]"))?;
+        let vcpu = integer(vcpu)?;
+        Ok(json!({ "vcpu": vcpu, "host_cpus": cpu_list(cpus)? }))
+    };
+    items(text)?.into_iter().map(entry).collect()
+}
+
+fn cpu_list(text: &str) -> Result<Vec<u64>, String> {
+    let mut cpus = Vec::new();
+    for item in items(text)? {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let (first, last) = (integer(first)?, integer(last)?);
+        if last < first || last - first >= MAX_RANGE {
+            return Err(format!("{item:?} is not a range of host CPUs"));
+        }
+        cpus.extend(first..=last);
+    }
+    Ok(cpus)
+}

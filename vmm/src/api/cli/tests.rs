@@ -1,0 +1,271 @@
+//! Command lines to launches.
+
+use clap::error::ErrorKind;
+use serde_json::json;
+
+use super::*;
+use crate::api::config::CharModeConfig;
+
+fn launch(line: &[&str]) -> Launch {
+    Cli::try_parse_from([&["tessera"], line].concat()).unwrap().launch().unwrap()
+}
+
+fn config(line: &[&str]) -> Value {
+    let config = launch(&[&["--kernel", "/k"], line].concat()).config.unwrap();
+    serde_json::to_value(config).unwrap()
+}
+
+fn usage(line: &[&str]) -> ErrorKind {
+    let error = Cli::try_parse_from([&["tessera"], line].concat()).unwrap_err();
+    assert_eq!(error.exit_code(), if error.use_stderr() { 2 } else { 0 });
+    error.kind()
+}
+
+/// The error and what caused it.
+fn problem(line: &[&str]) -> String {
+    let cli = Cli::try_parse_from([&["tessera"], line].concat()).unwrap();
+    let error = cli.launch().unwrap_err();
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+fn value_problem(option: &str, value: &str) -> String {
+    problem(&["--kernel", "/k", option, value])
+}
+
+#[test]
+fn only_a_socket_waits_for_a_vm() {
+    for (text, endpoint) in [
+        ("/run/s", Endpoint::Path("/run/s".into())),
+        ("path=/run/s", Endpoint::Path("/run/s".into())),
+        ("fd=7", Endpoint::Fd(7)),
+    ] {
+        let expected = Launch { api_socket: Some(endpoint), ..Launch::default() };
+        assert_eq!(launch(&["--api-socket", text]), expected);
+    }
+}
+
+#[test]
+fn options_of_a_vm_need_a_payload() {
+    for option in ["--cpus", "--memory", "--disk", "--serial", "--cmdline", "--initramfs"] {
+        let line = ["--api-socket", "s", option, "x"];
+        assert_eq!(usage(&line), ErrorKind::MissingRequiredArgument, "{option}");
+    }
+    assert_eq!(usage(&[]), ErrorKind::MissingRequiredArgument);
+    assert_eq!(usage(&["-v"]), ErrorKind::MissingRequiredArgument);
+    assert_eq!(usage(&["--kernel", "k", "--nope"]), ErrorKind::UnknownArgument);
+    assert_eq!(usage(&["--kernel", "k", "stray"]), ErrorKind::UnknownArgument);
+}
+
+#[test]
+fn version_is_a_name_and_a_number() {
+    assert_eq!(usage(&["-V"]), ErrorKind::DisplayVersion);
+    let text = Cli::try_parse_from(["tessera", "-V"]).unwrap_err().to_string();
+    assert_eq!(text, format!("tessera v{}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(usage(&["--help"]), ErrorKind::DisplayHelp);
+}
+
+#[test]
+fn options_become_fields() {
+    let line = [
+        "--cpus",
+        "boot=2,max=4,topology=2:2:1:1,max_phys_bits=40,affinity=[0@[1,2],1@[4-6,9]]",
+        "--memory",
+        "size=1G,shared=on,hugepages=on,hugepage_size=2M,prefault=on,thp=off,mergeable=true",
+        "--cmdline",
+        "-x console=ttyS0",
+        "--initramfs",
+        "/i",
+        "--rng",
+        "src=/dev/random",
+        "--platform",
+        "serial_number=1,uuid=2,oem_strings=[a,b]",
+    ];
+    let config = config(&line);
+    assert_eq!(config["cpus"]["boot_vcpus"], 2);
+    assert_eq!(config["cpus"]["max_vcpus"], 4);
+    let topology = json!({"threads_per_core": 2, "cores_per_die": 2, "dies_per_package": 1,
+                          "packages": 1});
+    assert_eq!(config["cpus"]["topology"], topology);
+    assert_eq!(config["cpus"]["max_phys_bits"], 40);
+    let affinity =
+        json!([{"vcpu": 0, "host_cpus": [1, 2]}, {"vcpu": 1, "host_cpus": [4, 5, 6, 9]}]);
+    assert_eq!(config["cpus"]["affinity"], affinity);
+    assert_eq!(config["memory"]["size"], 1 << 30);
+    assert_eq!(config["memory"]["hugepage_size"], 2 << 20);
+    for (field, value) in [("shared", true), ("hugepages", true), ("prefault", true)] {
+        assert_eq!(config["memory"][field], value, "{field}");
+    }
+    assert_eq!(config["memory"]["thp"], false);
+    assert_eq!(config["memory"]["mergeable"], true);
+    assert_eq!(config["payload"]["kernel"], "/k");
+    assert_eq!(config["payload"]["cmdline"], "-x console=ttyS0");
+    assert_eq!(config["payload"]["initramfs"], "/i");
+    assert_eq!(config["rng"]["src"], "/dev/random");
+    assert_eq!(config["platform"]["system_serial_number"], "1");
+    assert_eq!(config["platform"]["system_uuid"], "2");
+    assert_eq!(config["platform"]["oem_strings"], json!(["a", "b"]));
+}
+
+#[test]
+fn disks_are_several_values_or_the_option_again() {
+    let a = "path=/a,readonly=on,direct=on,num_queues=2,queue_size=256,id=root,serial=s1";
+    let lines: [&[&str]; 2] =
+        [&["--disk", a, "path=/b,image_type=raw"], &["--disk", a, "--disk", "path=/b"]];
+    for line in lines {
+        let config = config(line);
+        let disks = config["disks"].as_array().unwrap();
+        assert_eq!(disks.len(), 2);
+        for (field, value) in [
+            ("path", json!("/a")),
+            ("readonly", json!(true)),
+            ("direct", json!(true)),
+            ("num_queues", json!(2)),
+            ("queue_size", json!(256)),
+            ("id", json!("root")),
+            ("serial", json!("s1")),
+        ] {
+            assert_eq!(disks[0][field], value, "{field}");
+        }
+        assert_eq!(disks[1]["path"], "/b");
+    }
+}
+
+#[test]
+fn character_devices_have_modes() {
+    let modes = [
+        ("off", "Off"),
+        ("null", "Null"),
+        ("tty", "Tty"),
+        ("pty", "Pty"),
+        ("file=/f", "File"),
+        ("socket=/s", "Socket"),
+    ];
+    for (text, mode) in modes {
+        let config = config(&["--serial", text, "--console", text]);
+        assert_eq!(config["serial"]["mode"], mode);
+        assert_eq!(config["console"]["mode"], mode);
+    }
+    assert_eq!(config(&["--serial", "file=/f=g"])["serial"]["file"], "/f=g");
+    assert_eq!(config(&["--serial", "socket=/s"])["serial"]["socket"], "/s");
+}
+
+#[test]
+fn options_override_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vm.json");
+    let text = json!({
+        "cpus": {"boot_vcpus": 2, "max_phys_bits": 40},
+        "memory": null,
+        "payload": {"kernel": "/old", "cmdline": "old"},
+        "serial": {"mode": "File", "file": "/log"},
+        "disks": [{"path": "/old"}, {"path": "/old"}],
+    });
+    std::fs::write(&file, text.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+
+    let unchanged = launch(&["--config", file]).config.unwrap();
+    assert_eq!(unchanged.cpus.boot_vcpus, 2);
+    assert_eq!(unchanged.disks.len(), 2);
+
+    let line = ["--config", file, "--kernel", "/new", "--cpus", "boot=4", "--memory", "size=1G"];
+    let line = [&line[..], &["--serial", "tty", "--disk", "path=/new"]].concat();
+    let config = launch(&line).config.unwrap();
+    assert_eq!((config.cpus.boot_vcpus, config.cpus.max_phys_bits), (4, 40));
+    assert_eq!(config.memory.size, 1 << 30);
+    assert_eq!(config.payload.kernel.unwrap(), Path::new("/new"));
+    assert_eq!(config.payload.cmdline.unwrap(), "old");
+    assert_eq!((config.serial.mode, config.serial.file), (CharModeConfig::Tty, None));
+    assert_eq!(config.disks.len(), 1);
+}
+
+#[test]
+fn unknown_keys_are_errors_that_list_the_valid_ones() {
+    assert_eq!(
+        value_problem("--rng", "foo=1"),
+        r#"--rng: unknown key "foo"; valid keys are src, iommu"#
+    );
+    assert_eq!(
+        value_problem("--serial", "teletype"),
+        r#"--serial: "teletype" does not exist; valid values are off, null, tty, pty, file=PATH, socket=PATH"#
+    );
+}
+
+#[test]
+fn values_that_cannot_be_read_are_explained() {
+    let cases = [
+        ("--cpus", "boot=two", r#"--cpus: boot: "two" is not a number"#),
+        ("--cpus", "boot=+2", r#"--cpus: boot: "+2" is not a number"#),
+        ("--cpus", "boot=", r#"--cpus: boot: "" is not a number"#),
+        (
+            "--cpus",
+            "topology=1:2",
+            r#"--cpus: topology: "1:2" is not of the form THREADS:CORES:DIES:PACKAGES"#,
+        ),
+        ("--cpus", "affinity=[1]", r#"--cpus: affinity: "1" is not of the form VCPU@[CPU,..]"#),
+        (
+            "--cpus",
+            "affinity=[0@[0-18446744073709551615]]",
+            r#"--cpus: affinity: "0-18446744073709551615" is not a range of host CPUs"#,
+        ),
+        (
+            "--memory",
+            "size=1T",
+            r#"--memory: size: "1T" is not a size; write a number, alone or followed by K, M or G"#,
+        ),
+        (
+            "--memory",
+            "size=99999999999G",
+            r#"--memory: size: "99999999999G" is a size over 2^64 bytes"#,
+        ),
+        ("--memory", "shared=1", r#"--memory: shared: "1" is not a switch; use on or off"#),
+        (
+            "--memory",
+            "hotplug_method=x",
+            r#"--memory: hotplug_method: "x" does not exist; use acpi or virtio-mem"#,
+        ),
+    ];
+    for (option, value, expected) in cases {
+        assert_eq!(value_problem(option, value), expected);
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_named_by_field() {
+    assert_eq!(
+        value_problem("--cpus", "boot=4294967296"),
+        "in the configuration: cpus.boot_vcpus: invalid value: integer `4294967296`, expected u32"
+    );
+}
+
+#[test]
+fn endpoints_that_make_no_sense_are_errors() {
+    assert_eq!(problem(&["--api-socket", "fd=x"]), r#"--api-socket: fd: "x" is not a descriptor"#);
+    assert_eq!(
+        problem(&["--api-socket", "fd=-1"]),
+        r#"--api-socket: fd: "-1" is not a descriptor"#
+    );
+    assert_eq!(problem(&["--api-socket", "path="]), "--api-socket: the path is empty");
+    let line = ["--api-socket", "s", "--event-monitor", "fd=x"];
+    assert_eq!(problem(&line), r#"--event-monitor: fd: "x" is not a descriptor"#);
+}
+
+#[test]
+fn file_that_is_no_configuration_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vm.json");
+    let file = file.to_str().unwrap();
+    assert_eq!(problem(&["--config", file]), format!("--config {file}: the file cannot be read"));
+    std::fs::write(file, "{").unwrap();
+    assert_eq!(problem(&["--config", file]), format!("--config {file}: not valid JSON"));
+    std::fs::write(file, r#"{"disks":{}}"#).unwrap();
+    let expected = "in the configuration: disks: invalid type: map, expected a sequence";
+    assert_eq!(problem(&["--config", file]), expected);
+}
+
+#[test]
+fn logging_is_asked_for_with_letters() {
+    let cli = Cli::try_parse_from(["tessera", "--kernel", "k", "-vv", "--log-file", "l"]).unwrap();
+    assert_eq!(cli.verbosity(), 2);
+    assert_eq!(cli.log_file(), Some(Path::new("l")));
+}
