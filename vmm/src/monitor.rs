@@ -2,7 +2,7 @@
 //!
 //! Requests of the API, signals of the process and signals of the machine all arrive on this
 //! thread, one at a time, so the VM needs no lock. The API's threads hand their requests over as
-//! closures ([`RemoteControl`]).
+//! closures.
 //!
 //! ```text
 //!              create            boot               pause
@@ -92,6 +92,7 @@ pub fn run(launch: Launch) -> Result<(), Error> {
     };
     // The VM goes first, so that a client that still waits sees it gone; then the socket.
     drop(manager.remove_subscriber(id)?);
+    drop(manager);
     drop(server);
     result
 }

@@ -5,6 +5,8 @@
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
+use crate::machine::spec;
+
 /// How many CPUs share what, innermost first. The product is the number of CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topology {
@@ -14,6 +16,17 @@ pub struct Topology {
     pub cores_per_package: u16,
     /// Packages (sockets).
     pub packages: u16,
+}
+
+/// Dies are not shown to the guest: their cores count as the package's.
+impl From<spec::Topology> for Topology {
+    fn from(given: spec::Topology) -> Self {
+        Self {
+            threads_per_core: given.threads_per_core.into(),
+            cores_per_package: u16::from(given.cores_per_die) * u16::from(given.dies_per_package),
+            packages: given.packages.into(),
+        }
+    }
 }
 
 impl Topology {

@@ -172,7 +172,8 @@ impl<'a> Builder<'a> {
 
     /// Loads the payload and makes the vCPUs.
     fn finish(mut self, serial: bool) -> Result<(Vcpus, Table, Arc<GuestMemory>), Error> {
-        let topology = topology(&self.spec.cpus);
+        let given = self.spec.cpus.topology.map(Topology::from);
+        let topology = given.unwrap_or_else(|| Topology::flat(self.spec.cpus.max.into()));
         let cpus = u32::from(self.spec.cpus.boot);
         let platform = acpi::Platform {
             apic_ids: (0..cpus).map(|cpu| topology.apic_id(cpu) as u8).collect(),
@@ -206,17 +207,6 @@ impl<'a> Builder<'a> {
 
 fn pci_memory_64(ram: &[Range<u64>], physical_bits: u8) -> Option<Range<u64>> {
     layout::pci_memory_64(ram.last().map_or(0, |range| range.end), physical_bits)
-}
-
-fn topology(cpus: &spec::Cpus) -> Topology {
-    match cpus.topology {
-        None => Topology::flat(cpus.max.into()),
-        Some(given) => Topology {
-            threads_per_core: given.threads_per_core.into(),
-            cores_per_package: u16::from(given.cores_per_die) * u16::from(given.dies_per_package),
-            packages: given.packages.into(),
-        },
-    }
 }
 
 fn no_counters() -> CounterSource {

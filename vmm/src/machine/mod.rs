@@ -1,6 +1,6 @@
 //! The machine: what it consists of, and what becomes of it.
 //!
-//! [`Machine::build`] turns a [`Spec`](spec::Spec) into memory, buses, devices and vCPUs that are
+//! [`Builder::build`] turns a [`Spec`](spec::Spec) into memory, buses, devices and vCPUs that are
 //! paused at the kernel's first instruction. From then on the machine is only run, paused and
 //! dropped; a reset makes a new one from the same specification, so there is one way to a fresh
 //! state and not two.
@@ -110,9 +110,7 @@ impl Machine {
     /// # Errors
     /// A device thread could not be started; the machine stays paused.
     pub fn resume(&mut self) -> Result<(), Error> {
-        self.devices
-            .resume()
-            .map_err(|source| Error::Host { what: "a device thread", source })?;
+        self.devices.resume().map_err(|source| Error::Host { what: "a device thread", source })?;
         self.vcpus.resume();
         self.paused = false;
         Ok(())

@@ -19,6 +19,7 @@ use crate::api::config::{
     AffinityConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig,
     TopologyConfig, VmConfig,
 };
+use crate::kvm::cpuid;
 
 /// Cloud Hypervisor's limit, so that a client sees the same one.
 const MAX_PCI_SEGMENTS: u64 = 96;
@@ -124,6 +125,13 @@ fn topology(config: &TopologyConfig, max: u8, problems: &mut Problems) -> Topolo
     if product != u32::from(max) {
         let problem = format!("makes {product} vCPUs, but cpus.max_vcpus is {max}");
         problems.add("cpus.topology", problem);
+    } else {
+        // Each level starts at a bit of its own, so odd counts leave gaps; 255 is the broadcast.
+        let last = cpuid::Topology::from(topology).apic_id(product - 1);
+        if last > 254 {
+            let problem = format!("needs APIC ids up to {last}, above 254; use powers of two");
+            problems.add("cpus.topology", problem);
+        }
     }
     topology
 }

@@ -143,6 +143,9 @@ fn cpus_out_of_range_are_refused() {
     };
     assert!(spec(json!({ "cpus": topology(2) })).is_ok());
     refused(topology(1), "cpus.topology: makes 2 vCPUs, but cpus.max_vcpus is 4");
+    let sparse = json!({"boot_vcpus": 243, "topology": {"threads_per_core": 3, "cores_per_die": 9,
+        "dies_per_package": 1, "packages": 9}});
+    refused(sparse, "cpus.topology: needs APIC ids up to 546, above 254; use powers of two");
     let problems = spec(json!({ "cpus": topology(0) })).unwrap_err();
     assert_eq!(problems[0], "cpus.topology.threads_per_core: 0 is out of range; use 1 to 254");
 }
