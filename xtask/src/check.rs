@@ -50,7 +50,8 @@ fn lints() -> Result<()> {
 }
 
 fn documentation() -> Result<()> {
-    let arguments = ["doc", "--quiet", "--workspace", "--no-deps"];
+    // With private items: most of an application is private, and its links must hold too.
+    let arguments = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
     run_command(cargo().args(arguments).env("RUSTDOCFLAGS", "-D warnings"))
 }
 

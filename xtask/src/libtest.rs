@@ -74,7 +74,10 @@ pub(crate) fn tally(program: &str, output: &str, success: bool) -> Tally {
         }
     }
     match result {
-        None => tally.fail(format!("{program}: ended without a result")),
+        None => {
+            let last = running(output).map_or(String::new(), |name| format!(" {name}:"));
+            tally.fail(format!("{program}:{last} ended without a result"));
+        }
         // What a test's child process prints can break a test's own line; the result is whole.
         Some(counts) => [tally.passed, tally.failed, tally.skipped] = counts,
     }
@@ -82,6 +85,25 @@ pub(crate) fn tally(program: &str, output: &str, success: bool) -> Tally {
         tally.fail(format!("{program}: ended with an error after its tests"));
     }
     tally
+}
+
+/// The test that was running when a program's output ended, if it ended early.
+fn running(output: &str) -> Option<&str> {
+    let last = output.lines().filter_map(started).next_back()?;
+    let finished = output.lines().filter_map(test_line).any(|(name, ..)| name == last);
+    (!finished).then_some(last)
+}
+
+/// The names of `tests` that a program which ended early did not come to.
+pub(crate) fn not_reached(tests: &[String], output: &str) -> Vec<String> {
+    let reached: Vec<&str> = output.lines().filter_map(started).collect();
+    tests.iter().filter(|name| !reached.contains(&name.as_str())).cloned().collect()
+}
+
+/// Reads `test NAME ...`, which a test has before it ends too.
+fn started(line: &str) -> Option<&str> {
+    let (name, _) = line.strip_prefix("test ")?.split_once(" ...")?;
+    Some(name.trim_end_matches(" - should panic"))
 }
 
 /// Reads `test NAME ... OUTCOME`.
@@ -143,6 +165,13 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         let tally = tally("guest", cut, false);
         assert_eq!(tally.line(), "1 passed, 1 failed, 0 skipped");
         assert_eq!(tally.failures, ["guest: ended without a result"]);
+    }
+
+    #[test]
+    fn the_test_that_killed_its_lab_is_named_and_later_ones_are_left_over() {
+        let output = "running 3 tests\ntest a ... ok\ntest b ... \u{0}";
+        assert_eq!(tally("t", output, false).failures, ["t: b: ended without a result"]);
+        assert_eq!(not_reached(&["a", "b", "c"].map(str::to_owned), output), ["c"]);
     }
 
     #[test]

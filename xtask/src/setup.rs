@@ -11,7 +11,6 @@ use crate::process::{as_root, output, run, step};
 
 /// Packages and what needs them.
 const PACKAGES: &[(&str, &[&str])] = &[
-    ("the compiler's linker", &["gcc", "libc6-dev"]),
     (
         "the guest kernel",
         &[
@@ -21,6 +20,8 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "bison",
             "cpio",
             "flex",
+            "gcc",
+            "libc6-dev",
             "libelf-dev",
             "libssl-dev",
             "lz4",

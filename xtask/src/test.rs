@@ -1,7 +1,7 @@
 //! `test`: checks, unit tests and documentation tests on the host, guest tests where guests run.
 //!
 //! Guest tests drive the release binary: it is what ships, and in the lab each instruction counts.
-//! The tests themselves are built without optimisation passes that would take longer than they save.
+//! The tests themselves are built with the dev profile, as the unit tests are.
 
 mod guest;
 

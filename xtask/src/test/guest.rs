@@ -1,7 +1,7 @@
 //! Guest tests: their programs run in labs, two side by side, one for each core.
 //!
-//! A program's tests are dealt out in small groups, each of which gets a fresh lab. So a test that
-//! kills its lab takes only its group along, and no lab has much more to do than the other.
+//! A program's tests are dealt out in small groups, each of which gets a fresh lab, so no lab has
+//! much more to do than the other. What a test that kills its lab leaves over runs in another one.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -30,6 +30,7 @@ const LABS: usize = 2;
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// Some tests of one program.
+#[derive(Clone)]
 struct Group {
     label: String,
     path: PathBuf,
@@ -116,7 +117,21 @@ impl Bench {
                 false
             }
         };
-        libtest::tally(&group.label, &record.text(), success)
+        let output = record.text();
+        if result.is_err() {
+            self.queue_rest(group, &output);
+        }
+        libtest::tally(&group.label, &output, success)
+    }
+
+    /// Each such round has at least one test less, so there is an end to them.
+    fn queue_rest(&self, group: &Group, output: &str) {
+        let tests = libtest::not_reached(&group.tests, output);
+        if tests.is_empty() || tests.len() == group.tests.len() {
+            return;
+        }
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.push_back(Group { tests, ..group.clone() });
     }
 
     fn job(&self, group: &Group) -> Result<Job> {
@@ -158,7 +173,9 @@ impl Lines {
     fn show(&mut self) {
         let text = String::from_utf8_lossy(&self.line);
         let seconds = self.start.elapsed().as_secs();
-        eprintln!("{seconds:5} s {}: {}", self.label, text.trim_end());
+        if !text.trim().is_empty() {
+            eprintln!("{seconds:5} s {}: {}", self.label, text.trim_end());
+        }
         self.line.clear();
     }
 }
