@@ -1,0 +1,244 @@
+//! What the host wants: partitions to add, resize and remove, and the size of shared memory.
+//!
+//! The host only wishes. Plugged state changes in the answers to the guest's requests, and here only
+//! what they are measured against.
+
+use crate::Bytes;
+use crate::blocks::{BlockRange, Blocks};
+use crate::partition::{
+    Account, Change, Cookie, Partition, PartitionId, PartitionName, PartitionState, Watch,
+};
+
+use super::Partitioner;
+
+/// Why the host's wish cannot be granted. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostError {
+    /// A partition of no blocks; to remove one is another call.
+    #[error("a partition has at least one block of {0}")]
+    Zero(Bytes),
+    /// Another partition has that name.
+    #[error("there is a partition {0} already")]
+    NameTaken(PartitionName),
+    /// As many partitions as the layout allows.
+    #[error("there are {0} partitions already, as many as the VM may have")]
+    TooManyPartitions(u32),
+    /// Too few blocks are free, or in more pieces than a partition may have.
+    #[error("no room for {wanted} in the region, where {free} is free for partitions")]
+    NoRoom {
+        /// What is to be placed.
+        wanted: Bytes,
+        /// What is free, in however many pieces.
+        free: Bytes,
+    },
+    /// More than the cap on the sum of all owners.
+    #[error("all of it would add up to {wanted}, over the cap of {cap}")]
+    OverCap {
+        /// The sum.
+        wanted: Bytes,
+        /// The cap.
+        cap: Bytes,
+    },
+    /// The host has too little memory for what the guest has been promised and has not taken yet.
+    #[error("the host would have to provide {wanted}, but has {free} free")]
+    HostFull {
+        /// What the guest may still take, the new wish included.
+        wanted: Bytes,
+        /// What the caller said is free.
+        free: Bytes,
+    },
+    /// More shared memory than the shared area holds.
+    #[error("the shared memory can have at most {0}")]
+    OverSharedArea(Bytes),
+    /// No such partition.
+    #[error("there is no {0}")]
+    Unknown(PartitionId),
+}
+
+/// What came of a wish to resize.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resize {
+    /// It has that size already; nothing to tell the guest.
+    Unchanged,
+    /// The guest must be told: a configuration interrupt, and an event where the channel is used.
+    Changed,
+}
+
+/// What came of a wish to remove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// Nothing of it was plugged: it is gone.
+    Gone,
+    /// The guest must give it back first.
+    Asked,
+}
+
+impl Partitioner {
+    /// Reserves blocks for a new partition. The guest has to be told. `host_free` is what the host
+    /// can still give, `None` to promise more than it has.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing has changed.
+    pub fn add(
+        &mut self,
+        name: PartitionName,
+        cookie: Cookie,
+        size: Blocks,
+        host_free: Option<Bytes>,
+        watch: &mut Watch<'_>,
+    ) -> Result<PartitionId, HostError> {
+        self.require_some(size)?;
+        if self.find(name.as_str()).is_some() {
+            return Err(HostError::NameTaken(name));
+        }
+        if self.partitions.len() >= self.layout.max_partitions as usize {
+            return Err(HostError::TooManyPartitions(self.layout.max_partitions));
+        }
+        self.admit(&Account::default(), size, host_free)?;
+        self.give_up_all_slack();
+        let pieces = self.place(size).ok_or_else(|| self.no_room(size))?;
+
+        let id = self.next_free_id();
+        let partition = Partition::new(id, name, cookie, size);
+        self.next_id = id.0.wrapping_add(1);
+        self.partitions.insert(id, partition);
+        self.requested += size;
+        self.generation = self.generation.wrapping_add(1);
+        self.grow(id, pieces);
+        if let Some(partition) = self.partitions.get(&id) {
+            watch(Change { partition, from: PartitionState::Absent });
+        }
+        self.debug_check();
+        Ok(id)
+    }
+
+    /// Wants a partition to have another size. Growth has its blocks reserved at once; shrinkage
+    /// waits for the guest. A size for a partition that was to be removed cancels its removal.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing has changed.
+    pub fn resize(
+        &mut self,
+        id: PartitionId,
+        size: Blocks,
+        host_free: Option<Bytes>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Resize, HostError> {
+        self.require_some(size)?;
+        let partition = self.partition(id).ok_or(HostError::Unknown(id))?;
+        if partition.account.requested == size {
+            return Ok(Resize::Unchanged);
+        }
+        self.admit(&partition.account, size, host_free)?;
+        let wanted = size - partition.owned();
+        if wanted > Blocks::ZERO {
+            self.give_up_all_slack();
+            let partition = self.partition(id).ok_or(HostError::Unknown(id))?;
+            let wanted = size - partition.owned();
+            let pieces = self.place_growth(partition, wanted);
+            self.grow(id, pieces.ok_or_else(|| self.no_room(wanted))?);
+        }
+        self.update(id, watch, |partition| {
+            partition.account.requested = size;
+            partition.resized = true;
+        });
+        self.give_up_slack(id);
+        self.debug_check();
+        Ok(Resize::Changed)
+    }
+
+    /// Wants a partition back. Asking again changes nothing.
+    ///
+    /// # Errors
+    /// [`HostError::Unknown`] only.
+    pub fn remove(&mut self, id: PartitionId, watch: &mut Watch<'_>) -> Result<Removal, HostError> {
+        self.partition(id).ok_or(HostError::Unknown(id))?;
+        self.update(id, watch, |partition| partition.account.requested = Blocks::ZERO);
+        self.debug_check();
+        Ok(if self.partition(id).is_some() { Removal::Asked } else { Removal::Gone })
+    }
+
+    /// Wants the shared memory to have another size.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing has changed.
+    pub fn resize_shared(
+        &mut self,
+        size: Blocks,
+        host_free: Option<Bytes>,
+    ) -> Result<Resize, HostError> {
+        if size == self.shared.requested {
+            return Ok(Resize::Unchanged);
+        }
+        if size > self.layout.shared_area {
+            let area = self.geometry().bytes(self.layout.shared_area);
+            return Err(HostError::OverSharedArea(area));
+        }
+        self.admit(&self.shared, size, host_free)?;
+        self.requested = self.requested - self.shared.requested + size;
+        self.shared.requested = size;
+        self.generation = self.generation.wrapping_add(1);
+        self.debug_check();
+        Ok(Resize::Changed)
+    }
+
+    /// Whether an owner may be promised `size`. Promising no more than before always may.
+    fn admit(
+        &self,
+        owner: &Account,
+        size: Blocks,
+        host_free: Option<Bytes>,
+    ) -> Result<(), HostError> {
+        let geometry = self.geometry();
+        let before = self.committed();
+        let committed = before - owner.committed() + size.max(owner.plugged);
+        let grows = committed > before;
+        if let Some(cap) = self.layout.cap {
+            let requested = self.requested - owner.requested + size;
+            let sum = if grows { requested.max(committed) } else { requested };
+            if sum > cap {
+                let (wanted, cap) = (geometry.bytes(sum), geometry.bytes(cap));
+                return Err(HostError::OverCap { wanted, cap });
+            }
+        }
+        let wanted = geometry.bytes(committed - self.plugged);
+        match host_free {
+            Some(free) if grows && free < wanted => Err(HostError::HostFull { wanted, free }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What all owners have been promised or cannot be made to give back. O(partitions).
+    fn committed(&self) -> Blocks {
+        let partitions: Blocks =
+            self.partitions().map(|partition| partition.account.committed()).sum();
+        partitions + self.shared.committed()
+    }
+
+    fn require_some(&self, size: Blocks) -> Result<(), HostError> {
+        match size {
+            Blocks::ZERO => Err(HostError::Zero(self.geometry().block_size())),
+            _ => Ok(()),
+        }
+    }
+
+    fn no_room(&self, wanted: Blocks) -> HostError {
+        let (wanted, free) = (self.geometry().bytes(wanted), self.geometry().bytes(self.free()));
+        HostError::NoRoom { wanted, free }
+    }
+
+    /// The next number that no partition has. Ends, as there are fewer partitions than numbers.
+    fn next_free_id(&self) -> PartitionId {
+        let mut id = PartitionId(self.next_id);
+        while self.partitions.contains_key(&id) {
+            id.0 = id.0.wrapping_add(1);
+        }
+        id
+    }
+
+    fn grow(&mut self, id: PartitionId, pieces: Vec<BlockRange>) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        pieces.into_iter().for_each(|piece| self.owners.give(partition, piece));
+        self.usable = self.usable.max(self.least_usable());
+    }
+}

@@ -1,0 +1,216 @@
+//! The model: one owner and one flag for each block, and the rules written out over them.
+
+use std::collections::BTreeMap;
+
+use memctl::{Answer, PartitionId, PartitionState, PlugState, RangeError, Refusal};
+
+use crate::steps::PickedId;
+use crate::{BASE, BLOCK, BLOCKS};
+
+/// What the model knows of a partition. Its blocks are in the model's vector.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) requested: usize,
+    pub(crate) state: PartitionState,
+    pub(crate) resized: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) owners: Vec<Option<PartitionId>>,
+    pub(crate) plugged: Vec<bool>,
+    pub(crate) partitions: BTreeMap<PartitionId, Known>,
+    pub(crate) shared_area: usize,
+    pub(crate) shared_requested: usize,
+    pub(crate) cap: Option<usize>,
+    pub(crate) usable: usize,
+    pub(crate) channel: bool,
+    pub(crate) names: u32,
+}
+
+impl Model {
+    pub(crate) fn new(shared_area: usize, cap: Option<usize>) -> Self {
+        Self {
+            owners: vec![None; BLOCKS],
+            plugged: vec![false; BLOCKS],
+            partitions: BTreeMap::new(),
+            shared_area,
+            shared_requested: 0,
+            cap,
+            usable: shared_area,
+            channel: false,
+            names: 0,
+        }
+    }
+
+    pub(crate) fn pick(&self, pick: usize) -> Option<PartitionId> {
+        let count = self.partitions.len();
+        (count > 0).then(|| *self.partitions.keys().nth(pick % count).unwrap())
+    }
+
+    pub(crate) fn id(&self, picked: PickedId) -> PartitionId {
+        match picked {
+            PickedId::Known(pick) => self.pick(pick).unwrap_or(PartitionId(0)),
+            PickedId::Lie(id) => PartitionId(id),
+        }
+    }
+
+    pub(crate) fn blocks_of(&self, owner: Option<PartitionId>) -> impl Iterator<Item = usize> + '_ {
+        (0..BLOCKS).filter(move |block| self.owners[*block] == owner)
+    }
+
+    pub(crate) fn plugged_of(&self, owner: Option<PartitionId>) -> usize {
+        self.blocks_of(owner).filter(|block| self.plugged[*block]).count()
+    }
+
+    pub(crate) fn plugged_in_all(&self) -> usize {
+        self.plugged.iter().filter(|plugged| **plugged).count()
+    }
+
+    pub(crate) fn requested(&self) -> usize {
+        self.shared_requested + self.partitions.values().map(|known| known.requested).sum::<usize>()
+    }
+
+    pub(crate) fn committed(&self) -> usize {
+        let held =
+            |(id, known): (&PartitionId, &Known)| known.requested.max(self.plugged_of(Some(*id)));
+        let shared = self.shared_requested.max(self.plugged_of(None));
+        shared + self.partitions.iter().map(held).sum::<usize>()
+    }
+
+    pub(crate) fn least_usable(&self) -> usize {
+        let end = self.owners.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        if self.channel { BLOCKS } else { self.shared_area.max(end) }
+    }
+
+    /// Runs of blocks that a partition could get.
+    pub(crate) fn free_runs(&self) -> Vec<(usize, usize)> {
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for block in self.shared_area..BLOCKS {
+            if self.owners[block].is_some() || self.plugged[block] {
+                continue;
+            }
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == block => *count += 1,
+                _ => runs.push((block, 1)),
+            }
+        }
+        runs
+    }
+
+    /// Whether the host's wish fits cap and free memory, were an owner that has `requested` and
+    /// `plugged` to get `size`.
+    pub(crate) fn admits(
+        &self,
+        (requested, plugged): (usize, usize),
+        size: u64,
+        free: Option<u64>,
+    ) -> bool {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let sum = (self.requested() - requested).saturating_add(size);
+        let before = self.committed();
+        let after = (before - requested.max(plugged)).saturating_add(size.max(plugged));
+        let grows = after > before;
+        let capped = self.cap.is_none_or(|cap| sum <= cap && !(grows && after > cap));
+        let wanted = (after - self.plugged_in_all()) as u64;
+        capped && (!grows || free.is_none_or(|free| free >= wanted))
+    }
+
+    /// The states that follow from what is plugged.
+    pub(crate) fn settle(&mut self) {
+        let ids: Vec<_> = self.partitions.keys().copied().collect();
+        for id in ids {
+            let plugged = self.plugged_of(Some(id));
+            let known = self.partitions.get_mut(&id).unwrap();
+            match (plugged, known.requested) {
+                (0, 0) => {
+                    self.partitions.remove(&id);
+                    for owner in &mut self.owners {
+                        if *owner == Some(id) {
+                            *owner = None;
+                        }
+                    }
+                }
+                (0, _) => known.state = PartitionState::Requested,
+                (some, wanted) if some >= wanted && known.state == PartitionState::Requested => {
+                    known.state = PartitionState::Plugged;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn checked(&self, addr: u64, count: u64) -> Result<std::ops::Range<usize>, Refusal> {
+        let addr = i128::from(addr) - i128::from(BASE);
+        let (first, end) = (addr / i128::from(BLOCK), addr / i128::from(BLOCK) + i128::from(count));
+        let error = if addr < 0 {
+            RangeError::BelowRegion
+        } else if addr % i128::from(BLOCK) != 0 {
+            RangeError::Misaligned
+        } else if count == 0 {
+            RangeError::Empty
+        } else if end > BLOCKS as i128 {
+            RangeError::PastEnd
+        } else {
+            return Ok(first as usize..end as usize);
+        };
+        Err(error.into())
+    }
+
+    pub(crate) fn answer_to_plug(&self, addr: u64, count: u64) -> Answer {
+        match self.checked(addr, count) {
+            Err(_) => Answer::Error,
+            Ok(range) if self.channel || range.end > self.usable => Answer::Error,
+            Ok(range) if self.plugged_in_all() + range.len() > self.requested() => Answer::Nack,
+            Ok(range) if self.plugged[range.clone()].contains(&true) => Answer::Error,
+            Ok(_) => Answer::Ack,
+        }
+    }
+
+    pub(crate) fn answer_to_unplug(&self, addr: u64, count: u64) -> Answer {
+        match self.checked(addr, count) {
+            Ok(range) if !self.channel && range.end <= self.usable => {
+                if self.plugged[range].contains(&false) { Answer::Error } else { Answer::Ack }
+            }
+            _ => Answer::Error,
+        }
+    }
+
+    pub(crate) fn answer_to_state(&self, addr: u64, count: u64) -> Option<PlugState> {
+        let range = self.checked(addr, count).ok().filter(|range| range.end <= self.usable)?;
+        let plugged = &self.plugged[range];
+        Some(match (plugged.contains(&true), plugged.contains(&false)) {
+            (true, true) => PlugState::Mixed,
+            (true, false) => PlugState::Plugged,
+            (false, _) => PlugState::Unplugged,
+        })
+    }
+
+    pub(crate) fn answer_to_plug_partition(&self, id: PartitionId) -> Answer {
+        match self.partitions.get(&id) {
+            _ if !self.channel => Answer::Error,
+            None => Answer::Nack,
+            Some(known) if known.requested == 0 => Answer::Nack,
+            Some(known) if known.requested > self.plugged_of(Some(id)) => Answer::Ack,
+            Some(known) if known.resized => Answer::Nack,
+            Some(_) => Answer::Error,
+        }
+    }
+
+    pub(crate) fn answer_to_shrink(&self, id: PartitionId, first: u64, count: u64) -> Answer {
+        let Some(known) = self.partitions.get(&id).filter(|_| self.channel) else {
+            return Answer::Error;
+        };
+        let Ok(range) = self.checked((first * BLOCK).wrapping_add(BASE), count) else {
+            return Answer::Error;
+        };
+        let lies =
+            range.clone().any(|block| self.owners[block] != Some(id) || !self.plugged[block]);
+        let left = self.plugged_of(Some(id)).saturating_sub(range.len());
+        match lies {
+            true => Answer::Error,
+            false if left < known.requested.max(1) => Answer::Nack,
+            false => Answer::Ack,
+        }
+    }
+}
