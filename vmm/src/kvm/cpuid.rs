@@ -3,7 +3,7 @@
 //! Sources: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E. Both vendors' topology leaves
 //! are filled where the host has them, so one table serves both.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use crate::machine::spec;
 
@@ -68,21 +68,29 @@ fn bits(count: u32) -> u32 {
 ///
 /// `physical_bits` bounds the width of guest-physical addresses.
 pub fn for_vcpu(supported: &CpuId, topology: Topology, index: u32, physical_bits: u8) -> CpuId {
-    let mut cpuid = supported.clone();
     let cpu = Cpu { topology, id: topology.apic_id(index) };
-    for entry in cpuid.as_mut_slice() {
+    let mut entries: Vec<_> = Vec::with_capacity(supported.as_slice().len() + 4);
+    for &entry in supported.as_slice() {
+        let mut entry = entry;
         match entry.function {
-            0x1 => cpu.features(entry),
-            0x4 => cpu.intel_caches(entry),
+            0x1 => cpu.features(&mut entry),
+            0x4 => cpu.intel_caches(&mut entry),
             0x6 => entry.ecx &= !(1 << 3), // the energy bias has no meaning in a guest
-            0xb | 0x1f => cpu.extended_topology(entry),
-            0x8000_0008 => cpu.amd_sizes(entry, physical_bits),
-            0x8000_001d => cpu.amd_caches(entry),
-            0x8000_001e => cpu.amd_topology(entry),
+            0xb | 0x1f => {
+                // KVM knows no topology and lists one subleaf; a guest needs all three.
+                if entry.index == 0 {
+                    entries.extend((0..3).map(|level| cpu.extended_topology(&entry, level)));
+                }
+                continue;
+            }
+            0x8000_0008 => cpu.amd_sizes(&mut entry, physical_bits),
+            0x8000_001d => cpu.amd_caches(&mut entry),
+            0x8000_001e => cpu.amd_topology(&mut entry),
             _ => {}
         }
+        entries.push(entry);
     }
-    cpuid
+    CpuId::from_entries(&entries).expect("KVM lists fewer leaves than it takes")
 }
 
 /// The guest-physical address width that the host supports, at most `limit`.
@@ -121,16 +129,23 @@ impl Cpu {
         entry.eax = (entry.eax & 0x3fff) | ((1 << sharing) - 1) << 14 | cores << 26;
     }
 
-    fn extended_topology(&self, entry: &mut kvm_cpuid_entry2) {
-        let (kind, shift, count) = match entry.index {
+    /// Level 0 numbers threads within a core, level 1 within a package, level 2 ends the list.
+    fn extended_topology(&self, leaf: &kvm_cpuid_entry2, level: u32) -> kvm_cpuid_entry2 {
+        let (kind, shift, count) = match level {
             0 => (1, self.topology.thread_bits(), u32::from(self.topology.threads_per_core)),
             1 => (2, self.topology.package_bits(), self.topology.per_package()),
             _ => (0, 0, 0),
         };
-        entry.eax = shift;
-        entry.ebx = count;
-        entry.ecx = entry.index | kind << 8;
-        entry.edx = self.id;
+        kvm_cpuid_entry2 {
+            function: leaf.function,
+            index: level,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax: shift,
+            ebx: count,
+            ecx: level | kind << 8,
+            edx: self.id,
+            ..Default::default()
+        }
     }
 
     fn amd_sizes(&self, entry: &mut kvm_cpuid_entry2, physical_bits: u8) {
@@ -187,13 +202,17 @@ mod tests {
         assert_eq!(entry.ebx >> 16, 1);
     }
 
+    /// KVM lists one subleaf of these, without a topology; guests then took every vCPU for a
+    /// package of its own.
     #[test]
-    fn extended_topology_names_both_levels() {
+    fn extended_topology_names_both_levels_whatever_kvm_lists() {
         let topology = Topology { threads_per_core: 2, cores_per_package: 2, packages: 1 };
-        let cpuid = filled(&[leaf(0xb, 0, 0), leaf(0xb, 1, 0)], topology, 3);
-        let [smt, core] = cpuid.as_slice() else { panic!("two leaves") };
+        let cpuid = filled(&[leaf(0xb, 0, 0), leaf(0x1f, 0, 0), leaf(0x1f, 1, 9)], topology, 3);
+        let [smt, core, end, rest @ ..] = cpuid.as_slice() else { panic!("three levels") };
         assert_eq!((smt.eax, smt.ebx, smt.ecx, smt.edx), (1, 2, 0x100, 3));
         assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 4, 0x201, 3));
+        assert_eq!((end.eax, end.ebx, end.ecx, end.edx), (0, 0, 2, 3));
+        assert!(rest.iter().all(|entry| entry.function == 0x1f) && rest.len() == 3);
     }
 
     #[test]
