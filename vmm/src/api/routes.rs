@@ -32,6 +32,8 @@ const ROUTES: [(&str, &str, Body); 13] = [
     ("PUT", "vm.reboot", Body::None(|| Request::Reboot)),
     ("PUT", "vm.power-button", Body::None(|| Request::PowerButton)),
     ("PUT", "vm.nmi", Body::None(|| Request::Nmi)),
+    // What Cloud Hypervisor's API description, and clients made from it, call it.
+    ("PUT", "vmm.nmi", Body::None(|| Request::Nmi)),
     ("PUT", "vmm.shutdown", Body::None(|| Request::VmmShutdown)),
 ];
 
@@ -149,6 +151,7 @@ mod tests {
             ("PUT", "vm.reboot", Request::Reboot),
             ("PUT", "vm.power-button", Request::PowerButton),
             ("PUT", "vm.nmi", Request::Nmi),
+            ("PUT", "vmm.nmi", Request::Nmi),
             ("PUT", "vmm.shutdown", Request::VmmShutdown),
         ];
         for (method, path, request) in routes {
