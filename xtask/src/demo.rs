@@ -11,7 +11,7 @@ use crate::lab::{Job, Lab};
 use crate::process::step;
 use crate::{cargo, setup};
 
-/// Installs, builds, and boots our kernel with a shell-less init that powers the guest off.
+/// Installs, builds, and boots our kernel with an init that powers the guest off.
 pub(crate) fn run(cache: &Cache) -> Result<()> {
     setup::packages()?;
     let artefacts = Artefacts::ensure(cache)?;
@@ -38,7 +38,7 @@ fn config_of(artefacts: &Artefacts) -> serde_json::Value {
         "payload": {
             "kernel": artefacts.vmlinux(),
             "initramfs": artefacts.initramfs(),
-            "cmdline": "console=ttyS0 panic=-1 tessera.run=poweroff"
+            "cmdline": "console=ttyS0 quiet panic=-1 tessera.run=poweroff"
         },
         "serial": { "mode": "Tty" },
         "console": { "mode": "Off" }

@@ -19,7 +19,7 @@ enum Body {
 }
 
 /// Method, path behind [`PREFIX`], request.
-const ROUTES: [(&str, &str, Body); 13] = [
+const ROUTES: &[(&str, &str, Body)] = &[
     ("GET", "vmm.ping", Body::None(|| Request::Ping)),
     ("GET", "vm.info", Body::None(|| Request::Info)),
     ("GET", "vm.counters", Body::None(|| Request::Counters)),
