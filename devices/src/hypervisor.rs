@@ -2,10 +2,12 @@
 //! own tests over vectors.
 
 use std::io;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::readers::Readers;
 use crate::virtio::worker::Worker;
 
 /// Where a message-signalled interrupt is sent: the address and data of PCI 3.0, 6.8.1.
@@ -49,6 +51,9 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// No such binding.
     fn unbind_doorbell(&self, address: u64, event: &EventFd) -> io::Result<()>;
+
+    /// The machine's threads that touch guest memory; device threads register there.
+    fn readers(&self) -> Arc<Readers>;
 
     /// Starts a device thread called `name` (at most 15 bytes) that runs `body` and hands its
     /// worker back when it ends.

@@ -18,6 +18,7 @@ pub mod hypervisor;
 pub mod lifecycle;
 pub mod pci;
 pub mod platform;
+pub mod readers;
 pub mod serial;
 mod sync;
 pub mod virtio;

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::hypervisor::{Hypervisor, MsiMessage, MsiVectors, WorkerBody};
+use crate::readers::Readers;
 use crate::sync::lock;
 use crate::virtio::worker::Worker;
 
@@ -70,6 +71,10 @@ pub(crate) struct MockHost {
 }
 
 impl Hypervisor for MockHost {
+    fn readers(&self) -> Arc<Readers> {
+        Arc::default()
+    }
+
     fn msi_vectors(&self, _count: u16) -> io::Result<Box<dyn MsiVectors>> {
         self.log.check()?;
         Ok(Box::new(MockVectors(Arc::clone(&self.log))))

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::VirtQueue;
 use crate::hypervisor::Hypervisor;
+use crate::readers::Reader;
 
 /// The part of a device that one thread serves. Every method is called on that thread, except
 /// `name`, `queues` and `sources`, which are also called before it starts.
@@ -69,8 +70,9 @@ impl WorkerSet {
         while let Some(worker) = self.parked.pop() {
             let stop = EventFd::new(EFD_NONBLOCK)?;
             let stopped = stop.try_clone()?;
-            let name = worker.name();
-            let thread = host.spawn(&name, Box::new(move || run(worker, &stopped)))?;
+            let (name, readers) = (worker.name(), host.readers());
+            let body = Box::new(move || run(worker, &stopped, &readers.register()));
+            let thread = host.spawn(&name, body)?;
             self.running.push(Running { stop, thread });
         }
         Ok(())
@@ -95,18 +97,18 @@ impl Drop for WorkerSet {
 }
 
 /// Runs `worker` until `stop` is readable, then hands it back.
-fn run(mut worker: Box<dyn Worker>, stop: &EventFd) -> Box<dyn Worker> {
-    if let Err(error) = serve(worker.as_mut(), stop) {
+fn run(mut worker: Box<dyn Worker>, stop: &EventFd, reader: &Reader) -> Box<dyn Worker> {
+    if let Err(error) = serve(worker.as_mut(), stop, reader) {
         error!("{}: waiting for events: {error}", worker.name());
     }
-    worker.quiesce();
+    reader.awake(|| worker.quiesce());
     worker
 }
 
 const STOP: u64 = u64::MAX;
 const SOURCE: u64 = 1 << 32;
 
-fn serve(worker: &mut dyn Worker, stop: &EventFd) -> io::Result<()> {
+fn serve(worker: &mut dyn Worker, stop: &EventFd, reader: &Reader) -> io::Result<()> {
     let epoll = Epoll::new()?;
     epoll.add(stop.as_raw_fd(), STOP)?;
     for (position, queue) in worker.queues().iter().enumerate() {
@@ -116,7 +118,7 @@ fn serve(worker: &mut dyn Worker, stop: &EventFd) -> io::Result<()> {
         epoll.add(source.as_raw_fd(), SOURCE | position as u64)?;
     }
     for position in 0..worker.queues().len() {
-        worker.queue_ready(position);
+        reader.awake(|| worker.queue_ready(position));
     }
     let mut events = [Event::new(Events::empty(), 0); 16];
     loop {
@@ -126,14 +128,14 @@ fn serve(worker: &mut dyn Worker, stop: &EventFd) -> io::Result<()> {
                 STOP => return Ok(()),
                 _ if token & SOURCE != 0 => {
                     let position = (token & !SOURCE) as usize;
-                    if !worker.source_ready(position) {
+                    if !reader.awake(|| worker.source_ready(position)) {
                         epoll.remove(worker.sources()[position].as_raw_fd())?;
                     }
                 }
                 position => {
                     // A doorbell that another event already emptied is no error.
                     let _ = worker.queues()[position as usize].kick().read();
-                    worker.queue_ready(position as usize);
+                    reader.awake(|| worker.queue_ready(position as usize));
                 }
             }
         }

@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 
 use devices::guest_memory::GuestMemory;
 use devices::hypervisor::{Hypervisor, MsiVectors, WorkerBody};
+use devices::readers::Readers;
 use devices::virtio::worker::Worker;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
@@ -65,6 +66,7 @@ pub struct Vm {
     fd: VmFd,
     supported: CpuId,
     routes: Mutex<Routes>,
+    readers: Arc<Readers>,
 }
 
 impl Vm {
@@ -86,7 +88,7 @@ impl Vm {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(call("list the CPU features"))?;
-        Ok(Arc::new(Self { fd, supported, routes: Mutex::default() }))
+        Ok(Arc::new(Self { fd, supported, routes: Mutex::default(), readers: Arc::default() }))
     }
 
     /// The CPUID leaves that host and KVM support.
@@ -145,6 +147,10 @@ impl Hypervisor for VmHandle {
     fn unbind_doorbell(&self, address: u64, event: &EventFd) -> io::Result<()> {
         let address = IoEventAddress::Mmio(address);
         Ok(self.0.fd.unregister_ioevent(event, &address, NoDatamatch)?)
+    }
+
+    fn readers(&self) -> Arc<Readers> {
+        Arc::clone(&self.0.readers)
     }
 
     fn spawn(&self, name: &str, body: WorkerBody) -> io::Result<JoinHandle<Box<dyn Worker>>> {
