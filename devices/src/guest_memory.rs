@@ -8,6 +8,7 @@
 //! **Invariant:** only the code that makes KVM memory slots asks for a host address.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -134,6 +135,12 @@ impl Gate {
                 false => word.fetch_and(!mask, Ordering::AcqRel),
             };
         }
+    }
+
+    /// Opens or closes the blocks that `range`, bytes from the region's start, consists of.
+    pub fn set_bytes(&self, range: &Range<u64>, open: bool) {
+        let (first, end) = (range.start >> self.block_shift, range.end >> self.block_shift);
+        self.set(first as usize, end.saturating_sub(first) as usize, open);
     }
 
     /// Whether all of `len` bytes at `offset` lie in open blocks.

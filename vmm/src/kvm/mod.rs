@@ -91,6 +91,11 @@ impl Vm {
         Ok(Arc::new(Self { fd, supported, routes: Mutex::default(), readers: Arc::default() }))
     }
 
+    /// The threads of this machine that touch guest memory.
+    pub fn readers(&self) -> &Arc<Readers> {
+        &self.readers
+    }
+
     /// The CPUID leaves that host and KVM support.
     pub fn supported_cpuid(&self) -> &CpuId {
         &self.supported
@@ -150,7 +155,7 @@ impl Hypervisor for VmHandle {
     }
 
     fn readers(&self) -> Arc<Readers> {
-        Arc::clone(&self.0.readers)
+        Arc::clone(self.0.readers())
     }
 
     fn spawn(&self, name: &str, body: WorkerBody) -> io::Result<JoinHandle<Box<dyn Worker>>> {

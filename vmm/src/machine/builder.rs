@@ -27,7 +27,7 @@ use crate::arch::x86_64::{acpi, boot, layout, registers};
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::vcpu::{Buses, VcpuState, Vcpus};
 use crate::kvm::{Vm, VmHandle};
-use crate::memory::{self, disk};
+use crate::memory::{self, GuestRam, disk};
 
 /// What a machine's serial port and console are connected to. Opened before the first boot and kept
 /// over reboots, so that a pseudo-terminal's client stays connected.
@@ -89,7 +89,7 @@ impl<'a> Builder<'a> {
     fn new(spec: &'a Spec, signals: &'a Signals) -> Result<Self, Error> {
         let vm = Vm::new()?;
         let ram = layout::ram(spec.memory.size);
-        let memory = memory::allocate(&spec.memory, &ram)?;
+        let GuestRam { memory, .. } = memory::allocate(&spec.memory, &ram, None, vm.readers())?;
         vm.map_memory(&memory)?;
         let physical_bits = cpuid::physical_bits(vm.supported_cpuid(), spec.cpus.max_phys_bits);
         let pci = PciRoot::new(Apertures {

@@ -1,7 +1,8 @@
 //! Host mappings behind guest RAM.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::machine::spec::{Backing, Memory};
 const ALIGNMENT: usize = 2 << 20;
 
 /// A range of host memory, aligned to 2 MiB, unmapped when dropped.
-struct Mapping {
+pub(super) struct Mapping {
     address: *mut libc::c_void,
     size: usize,
 }
@@ -32,28 +33,71 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `size` bytes as `memory` asks: of `file` from its start, else anonymous.
-    fn new(size: usize, memory: &Memory, file: Option<&File>) -> io::Result<Self> {
-        let reservation = Self::reserve(size + ALIGNMENT)?;
-        let aligned = (reservation.address as usize).next_multiple_of(ALIGNMENT);
-        let flags = libc::MAP_FIXED | flags(memory, file.is_some());
-        // SAFETY: the range [aligned, aligned + size) lies inside the reservation, which nothing
-        // else knows, so replacing its pages takes nobody's memory away.
+    /// Takes `size` bytes of address space, inaccessible and aligned to `alignment`.
+    fn closed(size: usize, alignment: usize) -> io::Result<Self> {
+        let reservation =
+            Self::reserve(size.checked_add(alignment).ok_or(ErrorKind::OutOfMemory)?)?;
+        let aligned = (reservation.address as usize).next_multiple_of(alignment);
+        reservation.trim(aligned, size);
+        Ok(Self { address: aligned as *mut libc::c_void, size })
+    }
+
+    /// Its length in bytes.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Where it is, to find it in `/proc/self/smaps`.
+    #[cfg(test)]
+    pub(super) fn host_address(&self) -> usize {
+        self.address as usize
+    }
+
+    /// Makes `range` (bytes from the start) accessible: fresh memory as `memory` asks, or that part
+    /// of `file`. Whatever was there is freed.
+    pub(super) fn open(
+        &self,
+        range: &Range<usize>,
+        memory: &Memory,
+        file: Option<&File>,
+    ) -> io::Result<()> {
+        self.replace(range, libc::PROT_READ | libc::PROT_WRITE, flags(memory, file.is_some()), file)
+    }
+
+    /// Makes `range` inaccessible and frees what is private of it, in one call.
+    pub(super) fn close(&self, range: &Range<usize>) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        self.replace(range, libc::PROT_NONE, flags, None)
+    }
+
+    /// Puts other pages behind `range`. On failure the former ones stay.
+    fn replace(
+        &self,
+        range: &Range<usize>,
+        prot: libc::c_int,
+        flags: libc::c_int,
+        file: Option<&File>,
+    ) -> io::Result<()> {
+        if range.start > range.end || range.end > self.size {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the range was just checked to lie inside this mapping, which this value owns. No
+        // Rust reference points into it: guest memory is only reached through volatile slices, and
+        // whoever closes a range has first waited for the threads that hold one (`Readers::wait`).
         let address = unsafe {
             libc::mmap(
-                aligned as *mut libc::c_void,
-                size,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
+                self.address.wrapping_byte_add(range.start),
+                range.end - range.start,
+                prot,
+                flags | libc::MAP_FIXED,
                 file.map_or(-1, AsRawFd::as_raw_fd),
-                0,
+                range.start as libc::off_t,
             )
         };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+        match address {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            _ => Ok(()),
         }
-        reservation.trim(aligned, size);
-        Ok(Self { address, size })
     }
 
     /// Takes `size` bytes of address space and nothing else.
@@ -75,14 +119,42 @@ impl Mapping {
         drop(Self { address: (start + size) as *mut libc::c_void, size: end - start - size });
     }
 
-    /// Tells the kernel how the memory will be used.
-    fn advise(&self, advice: libc::c_int) -> io::Result<()> {
-        // SAFETY: the range is this mapping, and none of the advices used here (HUGEPAGE,
+    /// Tells the kernel how `range` will be used.
+    fn advise(&self, range: &Range<usize>, advice: libc::c_int) -> io::Result<()> {
+        if range.start > range.end || range.end > self.size {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the range lies inside this mapping, and none of the advices used here (HUGEPAGE,
         // NOHUGEPAGE, MERGEABLE, POPULATE_WRITE, DONTDUMP) changes its contents.
-        match unsafe { libc::madvise(self.address, self.size, advice) } {
+        let result = unsafe {
+            let start = self.address.wrapping_byte_add(range.start);
+            libc::madvise(start, range.end - range.start, advice)
+        };
+        match result {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// Asks for what `memory` says beyond the mapping itself.
+    pub(super) fn apply(&self, range: &Range<usize>, memory: &Memory) -> Result<(), Error> {
+        let advise = |what, advice| {
+            self.advise(range, advice).map_err(|source| Error::Advise { what, source })
+        };
+        // Guest memory in a core dump of the monitor would leak tenants' data.
+        advise("dump=off", libc::MADV_DONTDUMP)?;
+        if !matches!(memory.backing, Backing::Hugetlb { .. }) {
+            let advice = if memory.thp { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+            // A host built without transparent huge pages runs on small ones.
+            let _ = self.advise(range, advice);
+        }
+        if memory.mergeable {
+            advise("mergeable=on", libc::MADV_MERGEABLE)?;
+        }
+        if memory.prefault {
+            advise("prefault=on", libc::MADV_POPULATE_WRITE)?;
+        }
+        Ok(())
     }
 }
 
@@ -131,47 +203,52 @@ fn backing_file(size: usize, memory: &Memory) -> io::Result<Option<File>> {
     Ok(Some(file))
 }
 
-/// Maps `size` bytes of guest RAM at the guest-physical address `start`, open throughout or as
-/// `gate` says.
-pub(super) fn region(
+/// Maps guest RAM at the guest-physical address `start`.
+pub(super) struct Backed {
+    pub(super) mapping: Arc<Mapping>,
+    pub(super) file: Option<Arc<File>>,
     start: GuestAddress,
-    size: usize,
-    memory: &Memory,
-    gate: Option<Arc<Gate>>,
-) -> Result<Region, Error> {
-    let refused = |source| Error::Map { start: start.0, size: Bytes::new(size as u64), source };
-    let file = backing_file(size, memory).map_err(refused)?;
-    let mapping = Mapping::new(size, memory, file.as_ref()).map_err(refused)?;
-    advise(&mapping, memory, gate.is_some())?;
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let mut builder = MmapRegionBuilder::new(size)
-        .with_mmap_prot(prot)
-        .with_mmap_flags(flags(memory, file.is_some()))
-        .with_hugetlbfs(matches!(memory.backing, Backing::Hugetlb { .. }));
-    if let Some(file) = file {
-        builder = builder.with_file_offset(FileOffset::new(file, 0));
-    }
-    // SAFETY: address and size are those of `mapping`, which the region owns from here on.
-    let builder = unsafe { builder.with_raw_mmap_pointer(mapping.address.cast()) };
-    let view = builder.build().map_err(|error| refused(io::Error::other(error)))?;
-    Region::new(view, start, gate, Box::new(mapping)).ok_or(Error::TooLarge)
 }
 
-fn advise(mapping: &Mapping, memory: &Memory, gated: bool) -> Result<(), Error> {
-    let try_advise =
-        |what, advice| mapping.advise(advice).map_err(|source| Error::Advise { what, source });
-    // Guest memory in a core dump of the monitor would leak tenants' data.
-    try_advise("dump=off", libc::MADV_DONTDUMP)?;
-    if !matches!(memory.backing, Backing::Hugetlb { .. }) {
-        let advice = if memory.thp { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-        // A host built without transparent huge pages runs on small ones.
-        let _ = mapping.advise(advice);
+impl Backed {
+    /// Reserves `size` bytes for RAM at `start`, all of it closed, and makes the file behind it
+    /// where `memory` asks for one.
+    pub(super) fn closed(start: u64, size: usize, memory: &Memory) -> Result<Self, Error> {
+        let refused = |source| Error::Map { start, size: Bytes::new(size as u64), source };
+        let file = backing_file(size, memory).map_err(refused)?.map(Arc::new);
+        let alignment = ALIGNMENT.max(memory.backing.page().as_usize().unwrap_or(ALIGNMENT));
+        let mapping = Arc::new(Mapping::closed(size, alignment).map_err(refused)?);
+        Ok(Self { mapping, file, start: GuestAddress(start) })
     }
-    if memory.mergeable {
-        try_advise("mergeable=on", libc::MADV_MERGEABLE)?;
+
+    /// Opens all of it.
+    pub(super) fn open(&self, memory: &Memory) -> Result<(), Error> {
+        let all = 0..self.mapping.size;
+        let (start, size) = (self.start.0, Bytes::new(self.mapping.size as u64));
+        self.mapping.open(&all, memory, self.file.as_deref()).map_err(|source| Error::Map {
+            start,
+            size,
+            source,
+        })?;
+        self.mapping.apply(&all, memory)
     }
-    if memory.prefault && !gated {
-        try_advise("prefault=on", libc::MADV_POPULATE_WRITE)?;
+
+    /// The region that guest and devices know, open throughout or as `gate` says.
+    pub(super) fn region(&self, memory: &Memory, gate: Option<Arc<Gate>>) -> Result<Region, Error> {
+        let size = self.mapping.size;
+        let refused =
+            |source| Error::Map { start: self.start.0, size: Bytes::new(size as u64), source };
+        let mut builder = MmapRegionBuilder::new(size)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags(memory, self.file.is_some()))
+            .with_hugetlbfs(matches!(memory.backing, Backing::Hugetlb { .. }));
+        if let Some(file) = &self.file {
+            builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), 0));
+        }
+        // SAFETY: address and size are those of the mapping, which the region owns a share of.
+        let builder = unsafe { builder.with_raw_mmap_pointer(self.mapping.address.cast()) };
+        let view = builder.build().map_err(|error| refused(io::Error::other(error)))?;
+        let owner = Box::new(Arc::clone(&self.mapping));
+        Region::new(view, self.start, gate, owner).ok_or(Error::TooLarge)
     }
-    Ok(())
 }

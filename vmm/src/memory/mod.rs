@@ -5,6 +5,7 @@
 //! every device, queue and KVM slot that can name it.
 
 pub mod disk;
+mod hotplug;
 mod mapping;
 
 use std::io;
@@ -12,10 +13,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devices::guest_memory::GuestMemory;
+use devices::readers::Readers;
 use memctl::Bytes;
-use vm_memory::GuestAddress;
 
 use crate::machine::spec::Memory;
+pub use hotplug::HotplugMemory;
+use mapping::Backed;
 
 /// Why guest RAM could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -43,17 +46,42 @@ pub enum Error {
     TooLarge,
 }
 
-/// Maps RAM for each of `ranges` (guest-physical, ascending), as `memory` asks.
+/// Guest RAM, and the means to open and close the part of it that comes and goes.
+pub struct GuestRam {
+    /// All of it.
+    pub memory: Arc<GuestMemory>,
+    /// The hot-pluggable region, last in the address space, where there is one.
+    pub hotplug: Option<HotplugMemory>,
+}
+
+/// Maps RAM for each of `ranges` (guest-physical, ascending), as `memory` asks, and reserves
+/// `hotplug` (its place, and the size of a block) after them, closed.
 ///
 /// # Errors
 /// The host lacks memory, huge pages or an option.
-pub fn allocate(memory: &Memory, ranges: &[Range<u64>]) -> Result<Arc<GuestMemory>, Error> {
-    let regions = ranges
-        .iter()
-        .map(|range| {
-            let size = usize::try_from(range.end - range.start).map_err(|_| Error::TooLarge)?;
-            mapping::region(GuestAddress(range.start), size, memory, None)
+pub fn allocate(
+    memory: &Memory,
+    ranges: &[Range<u64>],
+    hotplug: Option<(Range<u64>, Bytes)>,
+    readers: &Arc<Readers>,
+) -> Result<GuestRam, Error> {
+    let size = |range: &Range<u64>| {
+        usize::try_from(range.end - range.start).map_err(|_| Error::TooLarge)
+    };
+    let mut regions = Vec::with_capacity(ranges.len() + 1);
+    for range in ranges {
+        let backed = Backed::closed(range.start, size(range)?, memory)?;
+        backed.open(memory)?;
+        regions.push(backed.region(memory, None)?);
+    }
+    let hotplug = hotplug
+        .map(|(range, block)| -> Result<_, Error> {
+            let backed = Backed::closed(range.start, size(&range)?, memory)?;
+            let hotplug = HotplugMemory::new(&backed, memory, block, Arc::clone(readers));
+            regions.push(backed.region(memory, Some(hotplug.gate()))?);
+            Ok(hotplug)
         })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Arc::new(GuestMemory::from_regions(regions).map_err(|_| Error::TooLarge)?))
+        .transpose()?;
+    let memory = Arc::new(GuestMemory::from_regions(regions).map_err(|_| Error::TooLarge)?);
+    Ok(GuestRam { memory, hotplug })
 }

@@ -4,6 +4,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use devices::hypervisor::{Hypervisor, MsiVectors, WorkerBody};
+use devices::readers::Readers;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::device::{Activation, VirtioDevice};
 use devices::virtio::queue::{InterruptSink, VirtQueue};
@@ -31,6 +32,10 @@ const WRITE: u16 = 2;
 struct Host;
 
 impl Hypervisor for Host {
+    fn readers(&self) -> Arc<Readers> {
+        Arc::default()
+    }
+
     fn msi_vectors(&self, _count: u16) -> io::Result<Box<dyn MsiVectors>> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -1,0 +1,147 @@
+//! Memory that comes and goes while the guest runs.
+//!
+//! Closed blocks have no pages and no access rights, for the guest and for the monitor: the region
+//! starts as bare address space, opening maps fresh memory, closing maps address space over it. The
+//! kernel frees what it unmaps, so a release is one call per run of blocks, as fast as
+//! `MADV_DONTNEED` alone; a shared file's pages live in the file and take a second. No KVM memory
+//! slot changes: KVM follows the mapping, and a guest that touches a closed block stops its vCPU.
+//!
+//! **Invariant:** a block's gate is open only while its memory is. It opens last and shuts first,
+//! and between shutting it and closing the memory every device thread has finished with what it
+//! had been given before ([`Readers`]).
+//!
+//! **Invariant:** at most [`MAX_RUNS`] runs are open, so that a guest that plugs every other block
+//! can't use up the address-space areas the monitor itself needs (65,530 by default).
+
+use std::fs::File;
+use std::io::{self, Error, ErrorKind};
+use std::ops::Range;
+use std::sync::Arc;
+
+use devices::guest_memory::Gate;
+use devices::readers::Readers;
+use memctl::Bytes;
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use super::mapping::{Backed, Mapping};
+use crate::machine::spec::Memory;
+
+/// Runs of open blocks that a guest may have. Each takes up to two areas.
+const MAX_RUNS: usize = 16_384;
+
+/// The host's side of a virtio-mem region. Owned by its device.
+pub struct HotplugMemory {
+    mapping: Arc<Mapping>,
+    file: Option<Arc<File>>,
+    memory: Memory,
+    gate: Arc<Gate>,
+    readers: Arc<Readers>,
+    runs: usize,
+}
+
+impl HotplugMemory {
+    /// The memory of `backed`, all closed, in blocks of `block`.
+    pub(super) fn new(
+        backed: &Backed,
+        memory: &Memory,
+        block: Bytes,
+        readers: Arc<Readers>,
+    ) -> Self {
+        let blocks = backed.mapping.size() as u64 / block.as_u64();
+        Self {
+            mapping: Arc::clone(&backed.mapping),
+            file: backed.file.clone(),
+            memory: memory.clone(),
+            gate: Arc::new(Gate::closed(block.as_u64().trailing_zeros(), blocks as usize)),
+            readers,
+            runs: 0,
+        }
+    }
+
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
+    /// Opens `range` (bytes from the region's start, whole blocks): it reads as zeros.
+    ///
+    /// # Errors
+    /// The host is out of memory, or too many runs are open. Nothing has changed.
+    pub fn open(&mut self, range: Range<u64>) -> io::Result<()> {
+        let runs = self.runs_after(&range, true)?;
+        let bytes = bytes(&range);
+        self.mapping.open(&bytes, &self.memory, self.file.as_deref())?;
+        if let Err(error) = self.mapping.apply(&bytes, &self.memory) {
+            self.free(&bytes)?;
+            return Err(Error::other(error));
+        }
+        self.gate.set_bytes(&range, true);
+        self.runs = runs;
+        Ok(())
+    }
+
+    /// Closes `range` to guest and monitor, and frees its memory on the host.
+    ///
+    /// # Errors
+    /// The host refused, or too many runs would be left open. Nothing has changed.
+    pub fn release(&mut self, range: Range<u64>) -> io::Result<()> {
+        let runs = self.runs_after(&range, false)?;
+        self.gate.set_bytes(&range, false);
+        self.readers.wait();
+        if let Err(error) = self.free(&bytes(&range)) {
+            self.gate.set_bytes(&range, true);
+            return Err(error);
+        }
+        self.runs = runs;
+        Ok(())
+    }
+
+    /// Closes and frees. On failure the old memory is back, with its contents.
+    fn free(&self, range: &Range<usize>) -> io::Result<()> {
+        self.mapping.close(range)?;
+        let Some(file) = &self.file else { return Ok(()) };
+        punch(file, range).inspect_err(|_| {
+            // Back to the same part of the same file.
+            let reopened = self.mapping.open(range, &self.memory, Some(file));
+            if let Err(error) = reopened {
+                log::error!("guest memory at offset {:#x} is lost: {error}", range.start);
+            }
+        })
+    }
+
+    /// How many runs are open after `range` changes, from what its neighbours are.
+    fn runs_after(&self, range: &Range<u64>, open: bool) -> io::Result<usize> {
+        let is_open = |byte: Option<u64>| byte.is_some_and(|byte| self.gate.allows(byte, 1));
+        let neighbours = [range.start.checked_sub(1), Some(range.end)];
+        let open_neighbours = neighbours.into_iter().filter(|&byte| is_open(byte)).count();
+        let runs = match open {
+            true => self.runs + 1 - open_neighbours,
+            false => self.runs + open_neighbours - 1,
+        };
+        if runs > MAX_RUNS && runs > self.runs {
+            let text = format!("more than {MAX_RUNS} separate runs of blocks would be open");
+            return Err(Error::new(ErrorKind::QuotaExceeded, text));
+        }
+        Ok(runs)
+    }
+}
+
+fn bytes(range: &Range<u64>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}
+
+/// Frees part of a memory file and checks that it is gone: `MADV_DONTNEED` and its like would
+/// return success and free nothing.
+fn punch(file: &File, range: &Range<usize>) -> io::Result<()> {
+    let (start, length) = (range.start as u64, (range.end - range.start) as u64);
+    fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, length)?;
+    match seek(file, SeekFrom::Data(start)) {
+        Err(Errno::NXIO) => Ok(()),
+        Ok(data) if data >= start + length => Ok(()),
+        Ok(_) => Err(Error::other("the host kept freed memory")),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

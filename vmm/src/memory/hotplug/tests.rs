@@ -1,0 +1,137 @@
+use std::os::unix::fs::MetadataExt;
+
+use devices::guest_memory::GuestMemory;
+use vm_memory::{Bytes as _, GuestAddress};
+
+use super::*;
+use crate::machine::spec::Backing;
+use crate::memory::{GuestRam, allocate};
+
+const BLOCK: u64 = 2 << 20;
+const START: u64 = 4 << 30;
+
+fn ram(backing: Backing, blocks: u64) -> (Arc<GuestMemory>, HotplugMemory) {
+    let memory = Memory {
+        size: Bytes::mib(2),
+        backing,
+        prefault: false,
+        thp: true,
+        mergeable: false,
+        reserve: false,
+    };
+    let hotplug = Some((START..START + blocks * BLOCK, Bytes::new(BLOCK)));
+    let boot = std::slice::from_ref(&(0..BLOCK));
+    let GuestRam { memory, hotplug } = allocate(&memory, boot, hotplug, &Arc::default()).unwrap();
+    (memory, hotplug.unwrap())
+}
+
+fn blocks(range: Range<u64>) -> Range<u64> {
+    range.start * BLOCK..range.end * BLOCK
+}
+
+fn at(block: u64) -> GuestAddress {
+    GuestAddress(START + block * BLOCK)
+}
+
+/// Resident bytes of this process behind the mapping, as the kernel counts them.
+fn resident(hotplug: &HotplugMemory) -> u64 {
+    let needle = format!("{:x}-", hotplug.mapping.host_address());
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let entry = maps.split_once(&needle).unwrap().1;
+    let line = entry.lines().find(|line| line.starts_with("Rss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn memory_is_out_of_reach_until_opened_and_again_after_release() {
+    for backing in [Backing::Anonymous, Backing::Shared] {
+        let (memory, mut hotplug) = ram(backing, 8);
+        memory.write_obj(1u64, at(2)).unwrap_err();
+        hotplug.open(blocks(2..5)).unwrap();
+        memory.write_obj(7u64, at(2)).unwrap();
+        memory.write_obj(7u64, at(5)).unwrap_err();
+        hotplug.release(blocks(2..3)).unwrap();
+        memory.read_obj::<u64>(at(2)).unwrap_err();
+        memory.write_obj(8u64, at(3)).unwrap();
+    }
+}
+
+#[test]
+fn the_next_owner_reads_zeros() {
+    for backing in [Backing::Anonymous, Backing::Shared] {
+        let (memory, mut hotplug) = ram(backing, 4);
+        hotplug.open(blocks(0..4)).unwrap();
+        memory.write_slice(&[0x5a; 4096], at(1)).unwrap();
+        hotplug.release(blocks(1..2)).unwrap();
+        hotplug.open(blocks(1..2)).unwrap();
+        assert_eq!(memory.read_obj::<u64>(at(1)).unwrap(), 0);
+    }
+}
+
+#[test]
+fn released_private_memory_is_gone_from_the_process() {
+    let (memory, mut hotplug) = ram(Backing::Anonymous, 8);
+    hotplug.open(blocks(0..8)).unwrap();
+    memory.write_slice(&vec![1; 8 * BLOCK as usize], at(0)).unwrap();
+    assert_eq!(resident(&hotplug), 8 * BLOCK);
+    hotplug.release(blocks(0..8)).unwrap();
+    assert_eq!(resident(&hotplug), 0);
+}
+
+#[test]
+fn released_shared_memory_is_gone_from_its_file() {
+    let (memory, mut hotplug) = ram(Backing::Shared, 4);
+    hotplug.open(blocks(0..4)).unwrap();
+    memory.write_slice(&vec![1; 4 * BLOCK as usize], at(0)).unwrap();
+    let used =
+        |hotplug: &HotplugMemory| hotplug.file.as_ref().unwrap().metadata().unwrap().blocks() * 512;
+    assert_eq!(used(&hotplug), 4 * BLOCK);
+    hotplug.release(blocks(1..3)).unwrap();
+    assert_eq!(used(&hotplug), 2 * BLOCK);
+}
+
+#[test]
+fn a_refused_release_leaves_the_memory_as_it_was() {
+    let (memory, mut hotplug) = ram(Backing::Anonymous, 4);
+    hotplug.open(blocks(0..4)).unwrap();
+    memory.write_obj(9u64, at(3)).unwrap();
+    // Past the end of the mapping: the host's call is never made.
+    hotplug.release(blocks(3..5)).unwrap_err();
+    assert_eq!(memory.read_obj::<u64>(at(3)).unwrap(), 9);
+}
+
+#[test]
+fn a_guest_cannot_use_up_the_address_space_areas() {
+    let blocks_needed = 2 * MAX_RUNS as u64 + 2;
+    let (_, mut hotplug) = ram(Backing::Anonymous, blocks_needed);
+    for run in 0..MAX_RUNS as u64 {
+        hotplug.open(blocks(2 * run..2 * run + 1)).unwrap();
+    }
+    let last = 2 * MAX_RUNS as u64;
+    hotplug.open(blocks(last..last + 1)).unwrap_err();
+    // Joining two runs makes one less.
+    hotplug.open(blocks(1..2)).unwrap();
+    hotplug.open(blocks(last..last + 1)).unwrap();
+    hotplug.release(blocks(1..2)).unwrap_err();
+}
+
+#[test]
+fn runs_are_counted_whatever_the_order() {
+    let (_, mut hotplug) = ram(Backing::Anonymous, 8);
+    for (range, open, runs) in [
+        (0..2, true, 1),
+        (4..6, true, 2),
+        (2..4, true, 1),
+        (1..2, false, 2),
+        (0..1, false, 1),
+        (3..4, false, 2),
+        (2..3, false, 1),
+        (4..6, false, 0),
+    ] {
+        match open {
+            true => hotplug.open(blocks(range)).unwrap(),
+            false => hotplug.release(blocks(range)).unwrap(),
+        }
+        assert_eq!(hotplug.runs, runs);
+    }
+}
