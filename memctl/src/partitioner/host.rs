@@ -191,7 +191,7 @@ impl Partitioner {
     ) -> Result<(), HostError> {
         let geometry = self.geometry();
         let before = self.committed();
-        let committed = before - owner.committed() + size.max(owner.plugged);
+        let committed = before - owner.committed() + size;
         let grows = committed > before;
         if let Some(cap) = self.layout.cap {
             let requested = self.requested - owner.requested + size;

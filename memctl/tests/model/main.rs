@@ -8,12 +8,12 @@ mod steps;
 
 use memctl::{
     Answer, BlockIndex, BlockRange, Blocks, Bytes, Cookie, Geometry, Hint, HostError, Layout, Mode,
-    Owner, Partition, PartitionId, PartitionState, Partitioner, Refusal, Removal, Resize,
+    Owner, Partition, PartitionState, Partitioner, Refusal, Removal, Resize,
 };
 use proptest::prelude::*;
 
 use naive::{Known, Model};
-use steps::{PickedId, Step};
+use steps::{PickedBlock, PickedId, Step};
 
 const BASE: u64 = 6 << 30;
 const BLOCK: u64 = 2 << 20;
@@ -85,104 +85,42 @@ impl Pair {
         let fits = self.model.partitions.len() < MAX_PARTITIONS as usize
             && size > 0
             && self.model.admits((0, 0), size, free);
+        let place = fits.then(|| self.model.place(size)).flatten();
         let free = free.map(|blocks| Bytes::new(blocks * BLOCK));
         let (cookie, blocks) = (Cookie(1), Blocks::new(size));
-        let added = self.real.add(name.parse().unwrap(), cookie, blocks, free, &mut |_| {});
-        // Slack is given up even when the add fails; take that over before looking for room.
-        self.adopt_given_up_slack(added.as_ref().ok().copied());
-        let runs = self.model.free_runs();
-        match added {
+        match self.real.add(name.parse().unwrap(), cookie, blocks, free, &mut |_| {}) {
             Ok(id) => {
-                assert!(fits);
-                let extents = self.real.partition(id).unwrap().extents();
-                let best =
-                    runs.iter().filter(|(_, count)| *count as u64 >= size).min_by_key(|run| run.1);
-                match best {
-                    Some((first, _)) => {
-                        assert_eq!(extents.len(), 1);
-                        assert_eq!(extents[0].first().as_u64(), *first as u64);
-                    }
-                    None => assert!(extents.len() > 1),
-                }
-                self.model.names += 1;
                 let state = PartitionState::Requested;
                 let known = Known { requested: size as usize, state, resized: false };
-                self.model.partitions.insert(id, known);
-                self.adopt_growth(id, size as usize);
+                assert!(self.model.partitions.insert(id, known).is_none());
+                self.model.give(id, &place.expect("a place in the model, too"));
+                self.model.names += 1;
             }
-            Err(HostError::NoRoom { .. }) => assert!(fits && largest_sixteen(&runs) < size),
+            Err(HostError::NoRoom { .. }) => assert!(fits && place.is_none()),
             Err(_) => assert!(!fits),
         }
     }
 
     fn resize(&mut self, pick: usize, size: u64, free: Option<u64>) {
         let Some(id) = self.model.pick(pick) else { return };
-        let known = self.model.partitions[&id].clone();
-        let has = (known.requested, self.model.plugged_of(Some(id)));
-        let fits = size > 0 && self.model.admits(has, size, free);
+        let requested = self.model.partitions[&id].requested;
+        let same = requested as u64 == size;
+        let has = (requested, self.model.plugged_of(Some(id)));
+        let fits = same || size > 0 && self.model.admits(has, size, free);
+        let place = if fits && !same { self.model.place_growth(id, size) } else { None };
         let free = free.map(|blocks| Bytes::new(blocks * BLOCK));
-        let resized = self.real.resize(id, Blocks::new(size), free, &mut |_| {});
-        if resized != Ok(Resize::Unchanged) {
-            self.adopt_given_up_slack(Some(id));
-        }
-        match resized {
-            Ok(Resize::Unchanged) => assert_eq!(known.requested as u64, size),
+        match self.real.resize(id, Blocks::new(size), free, &mut |_| {}) {
+            Ok(Resize::Unchanged) => assert!(same && size > 0),
             Ok(Resize::Changed) => {
-                assert!(fits);
+                assert!(!same);
+                self.model.give(id, &place.expect("a place in the model, too"));
                 let known = self.model.partitions.get_mut(&id).unwrap();
                 (known.requested, known.resized) = (size as usize, true);
-                let plugged = self.model.plugged_of(Some(id));
-                self.adopt_growth(id, plugged.max(size as usize));
                 self.model.settle();
+                self.model.give_up_slack(id);
             }
-            Err(HostError::NoRoom { .. }) => {
-                let extents = self.real.partition(id).unwrap().extents().len();
-                let room = largest_sixteen(&self.model.free_runs());
-                let owned = self.model.blocks_of(Some(id)).count() as u64;
-                let crowded = extents + 16 > Partition::MAX_EXTENTS;
-                assert!(fits && (room < size - owned || crowded));
-            }
-            Err(_) => assert!(!fits),
-        }
-    }
-
-    /// Takes over where the partitioner has put new blocks, after checking that they were free and
-    /// how many there are.
-    fn adopt_growth(&mut self, id: PartitionId, owned: usize) {
-        let mut now = vec![false; BLOCKS];
-        for extent in self.real.partition(id).unwrap().extents() {
-            now[indices(extent)].fill(true);
-        }
-        for (block, now) in now.into_iter().enumerate() {
-            let was = self.model.owners[block] == Some(id);
-            if now && !was {
-                assert!(self.model.owners[block].is_none(), "block {block} has an owner");
-                assert!(!self.model.plugged[block], "block {block} is plugged");
-                assert!(block >= self.model.shared_area, "block {block} is shared");
-                self.model.owners[block] = Some(id);
-            }
-            assert!(now || !was, "block {block} was taken away");
-        }
-        assert_eq!(self.model.blocks_of(Some(id)).count(), owned);
-        self.model.usable = self.model.usable.max(self.model.least_usable());
-    }
-
-    /// Takes over which blocks partitions have given up: unplugged ones, and none that is wanted.
-    /// `grown` may have given up slack and got other blocks since; its loss is not bounded here.
-    fn adopt_given_up_slack(&mut self, grown: Option<PartitionId>) {
-        for block in 0..BLOCKS {
-            let Some(id) = self.model.owners[block] else { continue };
-            let partition = self.real.partition(id).expect("a host's wish to grow drops nobody");
-            let index = BlockIndex::new(block as u64);
-            let kept = partition.extents().iter().any(|e| e.first() <= index && index < e.end());
-            if !kept {
-                assert!(!self.model.plugged[block], "plugged block {block} was taken away");
-                self.model.owners[block] = None;
-            }
-        }
-        for (id, known) in &self.model.partitions {
-            let owned = self.model.blocks_of(Some(*id)).count();
-            assert!(Some(*id) == grown || owned >= known.requested);
+            Err(HostError::NoRoom { .. }) => assert!(fits && !same && place.is_none()),
+            Err(_) => assert!(!fits || size == 0),
         }
     }
 
@@ -313,8 +251,9 @@ impl Pair {
         }
     }
 
-    fn shrink(&mut self, id: PickedId, first: u64, count: u64, done: bool) {
+    fn shrink(&mut self, id: PickedId, first: PickedBlock, count: u64, done: bool) {
         let id = self.model.id(id);
+        let first = self.model.block(id, first);
         let expected = self.model.answer_to_shrink(id, first, count);
         let planned = BlockRange::within(&geometry(), first, count).map_err(Refusal::Range);
         match planned.and_then(|range| Ok((range, self.real.plan_shrink(id, range)?))) {
@@ -381,12 +320,6 @@ impl Pair {
 
 fn indices(range: &BlockRange) -> std::ops::Range<usize> {
     range.first().as_u64() as usize..range.end().as_u64() as usize
-}
-
-fn largest_sixteen(runs: &[(usize, usize)]) -> u64 {
-    let mut counts: Vec<u64> = runs.iter().map(|run| run.1 as u64).collect();
-    counts.sort_unstable_by(|a, b| b.cmp(a));
-    counts.iter().take(16).sum()
 }
 
 proptest! {

@@ -1,10 +1,11 @@
 //! The model: one owner and one flag for each block, and the rules written out over them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use memctl::{Answer, PartitionId, PartitionState, PlugState, RangeError, Refusal};
 
-use crate::steps::PickedId;
+use crate::steps::{PickedBlock, PickedId};
 use crate::{BASE, BLOCK, BLOCKS};
 
 /// What the model knows of a partition. Its blocks are in the model's vector.
@@ -55,6 +56,16 @@ impl Model {
         }
     }
 
+    pub(crate) fn block(&self, id: PartitionId, picked: PickedBlock) -> u64 {
+        match picked {
+            PickedBlock::Own(pick) => {
+                let blocks: Vec<_> = self.blocks_of(Some(id)).collect();
+                blocks.get(pick % blocks.len().max(1)).map_or(0, |block| *block as u64)
+            }
+            PickedBlock::Lie(block) => block,
+        }
+    }
+
     pub(crate) fn blocks_of(&self, owner: Option<PartitionId>) -> impl Iterator<Item = usize> + '_ {
         (0..BLOCKS).filter(move |block| self.owners[*block] == owner)
     }
@@ -96,6 +107,73 @@ impl Model {
             }
         }
         runs
+    }
+
+    /// Runs of blocks for a new partition: best fit, or the sixteen largest runs.
+    pub(crate) fn place(&mut self, wanted: u64) -> Option<Vec<(usize, usize)>> {
+        let ids: Vec<_> = self.partitions.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.give_up_slack(id));
+        let mut runs = self.free_runs();
+        runs.sort_by_key(|(first, count)| (Reverse(*count), *first));
+        let fitting = runs.iter().filter(|(_, count)| *count as u64 >= wanted);
+        if let Some((first, _)) = fitting.min_by_key(|(first, count)| (*count, *first)) {
+            return Some(vec![(*first, wanted as usize)]);
+        }
+        let mut left = wanted;
+        let mut pieces = Vec::new();
+        for (first, count) in runs.into_iter().take(16) {
+            let count = left.min(count as u64);
+            pieces.push((first, count as usize));
+            left -= count;
+        }
+        (left == 0).then_some(pieces)
+    }
+
+    /// Runs of blocks for a partition that is to have `size`: none, the run after one of its own, or
+    /// as for a new one.
+    pub(crate) fn place_growth(
+        &mut self,
+        id: PartitionId,
+        size: u64,
+    ) -> Option<Vec<(usize, usize)>> {
+        if size <= self.blocks_of(Some(id)).count() as u64 {
+            return Some(Vec::new());
+        }
+        self.place(1);
+        let wanted = size - self.blocks_of(Some(id)).count() as u64;
+        let follows = |(first, count): &(usize, usize)| {
+            let after_its_own = *first > 0 && self.owners[first - 1] == Some(id);
+            after_its_own && *count as u64 >= wanted
+        };
+        match self.free_runs().into_iter().find(follows) {
+            Some((first, _)) => Some(vec![(first, wanted as usize)]),
+            None => self.place(wanted),
+        }
+    }
+
+    pub(crate) fn give(&mut self, id: PartitionId, pieces: &[(usize, usize)]) {
+        for (first, count) in pieces {
+            self.owners[*first..first + count].fill(Some(id));
+        }
+        self.usable = self.usable.max(self.least_usable());
+    }
+
+    /// Takes what a partition neither wants nor has from the end of each of its unplugged runs.
+    pub(crate) fn give_up_slack(&mut self, id: PartitionId) {
+        let least = self.partitions[&id].requested.max(self.plugged_of(Some(id)));
+        let mut slack = self.blocks_of(Some(id)).count() - least;
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for block in self.blocks_of(Some(id)).filter(|block| !self.plugged[*block]) {
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == block => *count += 1,
+                _ => runs.push((block, 1)),
+            }
+        }
+        for (first, count) in runs {
+            let given = slack.min(count);
+            self.owners[first + count - given..first + count].fill(None);
+            slack -= given;
+        }
     }
 
     /// Whether the host's wish fits cap and free memory, were an owner that has `requested` and

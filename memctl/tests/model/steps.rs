@@ -18,7 +18,7 @@ pub(crate) enum Step {
     UnplugAll { done: bool },
     PlugPartition { id: PickedId, done: bool },
     Release { id: PickedId, done: bool },
-    Shrink { id: PickedId, first: u64, count: u64, done: bool },
+    Shrink { id: PickedId, first: PickedBlock, count: u64, done: bool },
     Hint { id: PickedId, hint: Hint },
     Negotiate { channel: bool },
     SystemReset,
@@ -30,6 +30,13 @@ pub(crate) enum Step {
 pub(crate) enum PickedId {
     Known(usize),
     Lie(u32),
+}
+
+/// A block of the partition that a request is about, or any number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PickedBlock {
+    Own(usize),
+    Lie(u64),
 }
 
 fn sizes() -> impl Strategy<Value = u64> {
@@ -58,6 +65,13 @@ fn ids() -> impl Strategy<Value = PickedId> {
     prop_oneof![
         9 => (0..MAX_PARTITIONS as usize).prop_map(PickedId::Known),
         1 => any::<u32>().prop_map(PickedId::Lie),
+    ]
+}
+
+fn blocks() -> impl Strategy<Value = PickedBlock> {
+    prop_oneof![
+        6 => (0..BLOCKS).prop_map(PickedBlock::Own),
+        1 => (0..BLOCKS as u64 + 2).prop_map(PickedBlock::Lie),
     ]
 }
 
@@ -92,7 +106,7 @@ pub(crate) fn steps() -> impl Strategy<Value = Step> {
         1 => done().prop_map(|done| Step::UnplugAll { done }),
         8 => (ids(), done()).prop_map(|(id, done)| Step::PlugPartition { id, done }),
         4 => (ids(), done()).prop_map(|(id, done)| Step::Release { id, done }),
-        6 => (ids(), 0..BLOCKS as u64 + 2, counts(), done())
+        6 => (ids(), blocks(), prop_oneof![4 => 1..6u64, 1 => counts()], done())
             .prop_map(|(id, first, count, done)| Step::Shrink { id, first, count, done }),
         3 => (ids(), hints()).prop_map(|(id, hint)| Step::Hint { id, hint }),
         2 => any::<bool>().prop_map(|channel| Step::Negotiate { channel }),

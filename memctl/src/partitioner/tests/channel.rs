@@ -227,6 +227,20 @@ fn what_a_plain_driver_left_half_plugged_is_completed_or_released() {
 }
 
 #[test]
+fn a_partition_is_never_plugged_beyond_what_is_wanted() {
+    let mut memory = Partitioner::new(layout(0));
+    let id = add(&mut memory, "fn-1", 8);
+    plug(&mut memory, 0, 8);
+    resize(&mut memory, id, 4);
+    unplug(&mut memory, 0, 6);
+    memory.set_mode(Mode::Channel);
+    let plan = memory.plan_plug_partition(id).unwrap();
+    assert_eq!(plan.runs().collect::<Vec<_>>(), [range(0, 2)]);
+    plan.commit(&mut |_| {});
+    assert_eq!(memory.plugged_size(), Bytes::mib(8));
+}
+
+#[test]
 fn a_query_finds_the_partition_at_or_after_a_number() {
     let mut memory = channel();
     let (one, two) = (add(&mut memory, "fn-1", 1), add(&mut memory, "fn-2", 1));

@@ -108,6 +108,19 @@ fn growth_continues_the_partition_where_it_can() {
 }
 
 #[test]
+fn growth_does_not_jump_over_a_strayed_block() {
+    let mut memory = Partitioner::new(layout(0));
+    let sizes = [("a", 4), ("b", 8), ("c", 4), ("d", 2), ("e", 4)];
+    let ids = sizes.map(|(name, size)| add(&mut memory, name, size));
+    for id in [ids[1], ids[3]] {
+        memory.remove(id, &mut |_| {}).unwrap();
+    }
+    assert_eq!(plug(&mut memory, 4, 1), Answer::Ack);
+    resize(&mut memory, ids[0], 6);
+    assert_eq!(extents(&memory, ids[0]), [(0, 4), (16, 2)]);
+}
+
+#[test]
 fn a_partition_shrunk_before_it_was_taken_is_smaller_at_once() {
     let mut memory = channel();
     let id = add(&mut memory, "fn-1", 8);
