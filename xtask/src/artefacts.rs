@@ -42,16 +42,6 @@ impl Artefacts {
         ]
     }
 
-    /// Our kernel as an ELF file.
-    pub(crate) fn vmlinux(&self) -> &Path {
-        &self.kernel.vmlinux
-    }
-
-    /// The initial file system of test guests.
-    pub(crate) fn initramfs(&self) -> &Path {
-        &self.initramfs
-    }
-
     /// The job with these variables in its environment. It may write to the Debian image: what it
     /// writes is thrown away, and the image is a file or a block device.
     pub(crate) fn given_to(&self, job: lab::Job) -> lab::Job {
