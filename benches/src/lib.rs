@@ -1,2 +1,19 @@
-//! What the benchmark programs share: samples, medians, JSON and SVG.
+//! What the benchmark programs share: processes under measurement, samples, tables, figures.
+//!
+//! **Invariant:** nothing here knows what is measured. A program in `bin` says which processes run
+//! and which figures are drawn; it reaches a monitor only as its users do, by command line, console
+//! and API socket.
 #![forbid(unsafe_code)]
+
+pub mod api;
+pub mod facts;
+pub mod figure;
+pub mod kvm_stats;
+pub mod place;
+pub mod process;
+pub mod samples;
+pub mod scrub;
+pub mod smaps;
+pub mod svg;
+pub mod table;
+pub mod unit;

@@ -1,0 +1,52 @@
+//! KVM's own counters of a virtual machine: `/sys/kernel/debug/kvm` (Linux,
+//! `Documentation/virt/kvm/api.rst`, 4.133). They count alike whatever monitor runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// Where debugfs shows them.
+const ROOT: &str = "/sys/kernel/debug/kvm";
+
+/// The counters of the process's VM, those that are not zero; none where the folder may not be
+/// read or where the process has no VM.
+pub fn of_process(pid: u32) -> BTreeMap<String, u64> {
+    read(Path::new(ROOT), pid)
+}
+
+fn read(root: &Path, pid: u32) -> BTreeMap<String, u64> {
+    let prefix = format!("{pid}-");
+    let folders = fs::read_dir(root).into_iter().flatten().flatten();
+    folders
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten())
+        .filter_map(|file| {
+            let value = fs::read_to_string(file.path()).ok()?.trim().parse().ok()?;
+            Some((file.file_name().to_string_lossy().into_owned(), value))
+        })
+        .filter(|(_, value)| *value != 0)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_process_and_only_numbers_are_read() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("12-9/exits", "345\n");
+        write("12-9/halt_exits", "0\n");
+        write("12-9/words", "no number\n");
+        write("12-9/vcpu0/guest_mode", "1\n");
+        write("123-9/exits", "1\n");
+        write("exits", "9\n");
+        assert_eq!(read(root.path(), 12), BTreeMap::from([("exits".to_owned(), 345)]));
+        assert!(read(&root.path().join("none"), 12).is_empty());
+    }
+}

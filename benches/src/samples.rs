@@ -1,0 +1,197 @@
+//! Repeated measurements of one thing, and what is said about them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Why numbers are no samples.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Error {
+    /// There is none: no median either.
+    #[error("no samples")]
+    Empty,
+    /// Nothing was measured under this name.
+    #[error("nothing was measured for {0}")]
+    Unmeasured(String),
+    /// Infinite or not a number: no order.
+    #[error("a sample is not a finite number")]
+    NotFinite,
+}
+
+/// One or more finite numbers of one unit, in the order they were measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Record", into = "Record")]
+pub struct Samples {
+    measured: Vec<f64>,
+    sorted: Vec<f64>,
+}
+
+/// Samples in a result file: the summary for readers, the values for whoever computes on.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    n: usize,
+    min: f64,
+    p25: f64,
+    median: f64,
+    p75: f64,
+    max: f64,
+    values: Vec<f64>,
+}
+
+impl Samples {
+    /// Takes the values as measured.
+    ///
+    /// # Errors
+    /// There is no value, or one is not finite.
+    pub fn new(measured: Vec<f64>) -> Result<Self, Error> {
+        if measured.is_empty() {
+            return Err(Error::Empty);
+        }
+        if measured.iter().any(|value| !value.is_finite()) {
+            return Err(Error::NotFinite);
+        }
+        let mut sorted = measured.clone();
+        sorted.sort_by(f64::total_cmp);
+        Ok(Self { measured, sorted })
+    }
+
+    /// How many.
+    pub fn n(&self) -> usize {
+        self.sorted.len()
+    }
+
+    /// The values in the order they were measured.
+    pub fn values(&self) -> &[f64] {
+        &self.measured
+    }
+
+    /// The smallest.
+    pub fn min(&self) -> f64 {
+        self.sorted[0]
+    }
+
+    /// The largest.
+    pub fn max(&self) -> f64 {
+        self.sorted[self.sorted.len() - 1]
+    }
+
+    /// The one in the middle, or the mean of the two.
+    pub fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    /// A quarter of the samples is below.
+    pub fn p25(&self) -> f64 {
+        self.quantile(0.25)
+    }
+
+    /// A quarter of the samples is above.
+    pub fn p75(&self) -> f64 {
+        self.quantile(0.75)
+    }
+
+    /// The value below which the part `q` of the samples lies, interpolated between neighbours
+    /// (Hyndman and Fan's type 7, the default of R and NumPy). `q` is taken into 0..=1.
+    pub fn quantile(&self, q: f64) -> f64 {
+        let position = q.clamp(0.0, 1.0) * (self.sorted.len() - 1) as f64;
+        let (low, high) = (position.floor(), position.ceil());
+        let (below, above) = (self.sorted[low as usize], self.sorted[high as usize]);
+        below + (above - below) * (position - low)
+    }
+}
+
+impl From<Samples> for Record {
+    fn from(samples: Samples) -> Self {
+        Self {
+            n: samples.n(),
+            min: samples.min(),
+            p25: samples.p25(),
+            median: samples.median(),
+            p75: samples.p75(),
+            max: samples.max(),
+            values: samples.measured,
+        }
+    }
+}
+
+impl TryFrom<Record> for Samples {
+    type Error = Error;
+
+    /// The summary is computed again: only the values count.
+    fn try_from(record: Record) -> Result<Self, Error> {
+        Self::new(record.values)
+    }
+}
+
+/// Numbers by the name of what they measure, as they come.
+#[derive(Debug, Default)]
+pub struct Series {
+    values: BTreeMap<&'static str, Vec<f64>>,
+}
+
+impl Series {
+    /// Adds one measurement.
+    pub fn add(&mut self, name: &'static str, value: f64) {
+        self.values.entry(name).or_default().push(value);
+    }
+
+    /// Takes out all measurements of that name.
+    ///
+    /// # Errors
+    /// There is none, or one is not finite.
+    pub fn take(&mut self, name: &str) -> Result<Samples, Error> {
+        let values = self.values.remove(name).ok_or_else(|| Error::Unmeasured(name.to_owned()))?;
+        Samples::new(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(values: &[f64]) -> Samples {
+        Samples::new(values.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn quantiles_are_those_of_numpy() {
+        let five = samples(&[5.0, 1.0, 3.0, 2.0, 4.0]);
+        assert_eq!((five.min(), five.p25(), five.median()), (1.0, 2.0, 3.0));
+        assert_eq!((five.p75(), five.max(), five.n()), (4.0, 5.0, 5));
+        let four = samples(&[1.0, 2.0, 3.0, 10.0]);
+        assert_eq!((four.p25(), four.median(), four.p75()), (1.75, 2.5, 4.75));
+        assert_eq!(samples(&[7.0]).quantile(0.9), 7.0);
+        assert_eq!(four.quantile(2.0), 10.0);
+    }
+
+    #[test]
+    fn nothing_and_nonsense_are_refused() {
+        assert_eq!(Samples::new(vec![]), Err(Error::Empty));
+        assert_eq!(Samples::new(vec![1.0, f64::NAN]), Err(Error::NotFinite));
+        assert_eq!(Samples::new(vec![f64::INFINITY]), Err(Error::NotFinite));
+    }
+
+    #[test]
+    fn a_series_keeps_names_apart() {
+        let mut series = Series::default();
+        for (name, value) in [("a", 1.0), ("b", 9.0), ("a", 3.0)] {
+            series.add(name, value);
+        }
+        assert_eq!(series.take("a").unwrap().values(), [1.0, 3.0]);
+        assert_eq!(series.take("a"), Err(Error::Unmeasured("a".into())));
+        assert_eq!(series.take("b").unwrap().n(), 1);
+    }
+
+    #[test]
+    fn a_result_file_keeps_the_order_and_its_summary_is_not_trusted() {
+        let text = serde_json::to_string(&samples(&[3.0, 1.0, 2.0])).unwrap();
+        assert!(text.contains("\"median\":2.0"), "{text}");
+        let text = text.replace("\"median\":2.0", "\"median\":99.0");
+        let read: Samples = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.values(), [3.0, 1.0, 2.0]);
+        assert_eq!(read.median(), 2.0);
+        let empty = text.replace("[3.0,1.0,2.0]", "[]");
+        assert!(serde_json::from_str::<Samples>(&empty).is_err());
+    }
+}
