@@ -1,0 +1,200 @@
+//! What `/proc` says about a process, and pages that it is given.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::config::MIB;
+
+/// The only pages the tests use.
+const HUGE_PAGE: u64 = 2 * MIB;
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+
+/// A running process.
+#[derive(Clone, Copy, Debug)]
+pub struct Process(pub(crate) u32);
+
+/// One mapping of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// Address space it takes, in bytes.
+    pub size: u64,
+    /// Memory it takes, in bytes.
+    pub resident: u64,
+    /// The file behind it, or what the kernel calls it; empty for anonymous memory.
+    pub name: String,
+}
+
+impl Process {
+    /// Its number.
+    pub fn id(self) -> u32 {
+        self.0
+    }
+
+    /// The names of its threads, sorted.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn threads(self) -> Result<Vec<String>> {
+        let entries = fs::read_dir(self.file("task")).context("no such process")?;
+        // A thread may end between the list and the look.
+        let names = entries.filter_map(|entry| {
+            let name = fs::read_to_string(entry.ok()?.path().join("comm")).ok()?;
+            Some(name.trim_end().to_owned())
+        });
+        Ok(sorted(names))
+    }
+
+    /// What its descriptors are open on, sorted.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn descriptors(self) -> Result<Vec<String>> {
+        let entries = fs::read_dir(self.file("fd")).context("no such process")?;
+        let targets = entries.filter_map(|entry| {
+            let target = fs::read_link(entry.ok()?.path()).ok()?;
+            Some(without_number(&target.to_string_lossy()))
+        });
+        Ok(sorted(targets))
+    }
+
+    /// Its mappings, in the order of their addresses.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn mappings(self) -> Result<Vec<Mapping>> {
+        let text = fs::read_to_string(self.file("smaps")).context("no such process")?;
+        Ok(mappings(&text))
+    }
+
+    /// The time its threads have spent on a CPU, exact to the nanosecond. Threads that have ended
+    /// do not count.
+    ///
+    /// # Errors
+    /// It has ended, or the kernel does not tell.
+    pub fn cpu_time(self) -> Result<Duration> {
+        let mut total = Duration::ZERO;
+        for entry in fs::read_dir(self.file("task")).context("no such process")? {
+            let text = fs::read_to_string(entry?.path().join("schedstat"))?;
+            let time = text.split_whitespace().next().context("schedstat is empty")?;
+            total += Duration::from_nanos(time.parse()?);
+        }
+        Ok(total)
+    }
+
+    fn file(self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.0))
+    }
+}
+
+fn sorted(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+/// `socket:[1234]` is the same to us as `socket:[1235]`.
+fn without_number(target: &str) -> String {
+    target.split(":[").next().unwrap_or(target).to_owned()
+}
+
+/// Reads `/proc/PID/smaps` (proc(5)).
+fn mappings(text: &str) -> Vec<Mapping> {
+    let mut mappings = Vec::<Mapping>::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let Some(first) = words.next() else { continue };
+        match (first.strip_suffix(':'), mappings.last_mut()) {
+            (None, _) => {
+                let name = words.skip(4).collect::<Vec<_>>().join(" ");
+                mappings.push(Mapping { name, ..Mapping::default() });
+            }
+            (Some("Size"), Some(mapping)) => mapping.size = kilobytes(words.next()),
+            (Some("Rss"), Some(mapping)) => mapping.resident = kilobytes(words.next()),
+            _ => {}
+        }
+    }
+    mappings
+}
+
+fn kilobytes(number: Option<&str>) -> u64 {
+    number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// Huge pages of 2 MiB that the host holds ready. The pool is as before when dropped.
+pub struct HugePages {
+    before: u64,
+}
+
+impl HugePages {
+    /// Enough for `bytes` more.
+    ///
+    /// # Errors
+    /// We are not root, or memory is short or too fragmented.
+    pub fn reserve(bytes: u64) -> Result<Self> {
+        let before = pool()?;
+        let wanted = before + bytes.div_ceil(HUGE_PAGE);
+        let guard = Self { before };
+        fs::write(POOL, wanted.to_string()).context("only root can reserve huge pages")?;
+        let found = pool()?;
+        ensure!(found >= wanted, "the host found {found} huge pages of {wanted}");
+        Ok(guard)
+    }
+
+    /// How many pages of the pool nobody uses.
+    ///
+    /// # Errors
+    /// The host does not tell.
+    pub fn free(&self) -> Result<u64> {
+        let text = fs::read_to_string("/proc/meminfo")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
+        Ok(line.context("the host has no huge pages")?.trim().parse()?)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(POOL, self.before.to_string()) {
+            println!("the huge pages stay reserved: {error}");
+        }
+    }
+}
+
+fn pool() -> Result<u64> {
+    let text = fs::read_to_string(POOL).context("the host has no huge pages")?;
+    Ok(text.trim().parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "\
+55d5c4a00000-55d5c4c00000 r-xp 00000000 08:01 1234  /usr/bin/my program
+Size:               2048 kB
+Rss:                 100 kB
+VmFlags: rd ex mr mw me
+7f0000000000-7f0008000000 rw-p 00000000 00:00 0
+Size:             131072 kB
+Rss:                4096 kB
+";
+
+    #[test]
+    fn mappings_are_read_with_their_sizes_and_names() {
+        let expected = [
+            Mapping { size: 2 * MIB, resident: 100 << 10, name: "/usr/bin/my program".to_owned() },
+            Mapping { size: 128 * MIB, resident: 4 * MIB, name: String::new() },
+        ];
+        assert_eq!(mappings(SMAPS), expected);
+    }
+
+    #[test]
+    fn our_own_process_can_be_looked_at() {
+        let process = Process(std::process::id());
+        assert!(!process.threads().unwrap().is_empty());
+        assert!(process.descriptors().unwrap().len() > 2);
+        assert!(process.cpu_time().unwrap() > Duration::ZERO);
+    }
+}

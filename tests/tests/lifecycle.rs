@@ -1,0 +1,157 @@
+//! What becomes of a VM: power off, reset, crash, pause, the power button, signals, events.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use guest_tests::{Config, Result, Tessera, Vm, until, within};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// What our guest's init says once in each boot.
+const INIT: &str = "tessera-init:";
+
+#[test]
+fn a_guest_that_powers_off_ends_the_process_well() -> Result<()> {
+    let mut vm = Vm::from(Config::vmlinux()?.cmdline("tessera.run=poweroff")).boot()?;
+    vm.end()?;
+    assert!(vm.console().text().contains(INIT));
+    Ok(())
+}
+
+#[test]
+fn a_reset_boots_the_guest_again_in_the_same_process() -> Result<()> {
+    let config = Config::vmlinux()?.vcpus(2).set("console.mode", "Null");
+    let vm = Vm::from(config).boot()?;
+    vm.shell("mount -t tmpfs tmpfs /tmp && touch /tmp/mark")?;
+    for _ in 0..2 {
+        vm.console().send("reboot -f\n")?;
+        vm.console().wait_for_shell()?;
+    }
+    assert_ne!(vm.console().status_of("ls /tmp/mark")?.0, 0, "memory survived a reset");
+    assert_eq!(vm.shell("nproc; ls /dev/hwrng")?, "2\n/dev/hwrng");
+    vm.power_off()
+}
+
+#[test]
+fn a_triple_fault_is_an_error_with_the_registers() -> Result<()> {
+    let mut vm = Vm::from(Config::vmlinux()?.cmdline("reboot=triple")).boot()?;
+    vm.shell("true")?;
+    vm.console().send("reboot -f\n")?;
+    assert_eq!(vm.wait()?, 1);
+    let log = vm.log();
+    for part in ["triple fault", "rip", "cr3"] {
+        assert!(log.contains(part), "no {part:?}");
+    }
+    assert!(!vm.socket().exists(), "the API socket is left behind");
+    Ok(())
+}
+
+#[test]
+fn a_paused_guest_is_silent_and_its_clock_goes_on_where_it_stood() -> Result<()> {
+    let vm = Vm::from(Config::vmlinux()?.vcpus(2)).boot()?;
+    vm.shell("( while usleep 50000; do echo tick; done & )")?;
+    vm.console().wait_for("tick")?;
+    vm.api().put("vm.pause")?.expect(204)?;
+    let info = vm.api().get("vm.info")?.expect(200)?;
+    assert_eq!(info.body["state"], "Paused");
+    // What was on its way has arrived by then.
+    thread::sleep(Duration::from_millis(300));
+    let said = vm.console().len();
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(vm.console().len(), said, "a paused guest spoke");
+    vm.api().put("vm.resume")?.expect(204)?;
+    vm.console().wait_for("tick")?;
+    until("the guest to go on", within(30), || Ok((vm.console().len() > said + 20).then_some(())))?;
+    assert_eq!(vm.api().get("vm.info")?.body["state"], "Running");
+    let log = vm.shell("dmesg | grep -ciE 'lockup|stall' || true")?;
+    assert!(log.ends_with('0'), "the guest noticed the pause: {log}");
+    vm.power_off()
+}
+
+#[test]
+fn twenty_pauses_do_a_busy_guest_no_harm() -> Result<()> {
+    let vm = Vm::from(Config::vmlinux()?.vcpus(2)).boot()?;
+    vm.shell("( while :; do :; done & )")?;
+    for _ in 0..20 {
+        vm.api().put("vm.pause")?.expect(204)?;
+        vm.api().put("vm.resume")?.expect(204)?;
+    }
+    assert_eq!(vm.shell("nproc")?, "2");
+    vm.power_off()
+}
+
+#[test]
+fn the_power_button_reaches_the_guests_acpid() -> Result<()> {
+    let mut vm = Vm::from(Config::vmlinux()?).boot()?;
+    vm.shell(
+        "mkdir -p /etc/acpi/PWRF && cd /etc/acpi/PWRF && \
+         printf '#!/bin/sh\\necho pressed > /dev/console\\npoweroff -f\\n' > 00000080 && \
+         chmod +x 00000080",
+    )?;
+    vm.shell("mkdir -p /var/log /var/run && acpid")?;
+    vm.api().put("vm.power-button")?.expect(204)?;
+    vm.console().wait_for("pressed")?;
+    vm.end()
+}
+
+#[test]
+fn signals_end_the_process_well_and_leave_no_socket() -> Result<()> {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut vm = Vm::from(Config::vmlinux()?).boot()?;
+        vm.console().wait_for(INIT)?;
+        assert!(vm.socket().exists());
+        vm.signal(signal)?;
+        vm.end()?;
+    }
+    let mut idle = Tessera::idle()?;
+    idle.api().get("vmm.ping")?.expect(200)?;
+    idle.signal(Signal::TERM)?;
+    idle.end()
+}
+
+/// The events in the file, as source and name.
+fn events(text: &str) -> Vec<String> {
+    let values = serde_json::Deserializer::from_str(text).into_iter::<Value>().flatten();
+    values
+        .map(|event| {
+            let timestamp = &event["timestamp"];
+            assert!(timestamp["secs"].is_u64() && timestamp["nanos"].is_u64(), "{event}");
+            let text = |name: &str| event[name].as_str().unwrap_or("?").to_owned();
+            format!("{} {}", text("source"), text("event"))
+        })
+        .collect()
+}
+
+#[test]
+fn the_event_monitor_tells_all_that_happens() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("events");
+    let argument = format!("path={}", path.display());
+    let mut vm =
+        Vm::from(Config::vmlinux()?).argument("--event-monitor").argument(argument).boot()?;
+    vm.console().wait_for_shell()?;
+    vm.api().put("vm.pause")?.expect(204)?;
+    vm.api().put("vm.resume")?.expect(204)?;
+    vm.api().put("vm.reboot")?.expect(204)?;
+    vm.console().wait_for_shell()?;
+    vm.api().put("vm.shutdown")?.expect(204)?;
+    vm.api().put("vm.delete")?.expect(204)?;
+    vm.api().put("vmm.shutdown")?.expect(204)?;
+    vm.end()?;
+    let told = events(&fs::read_to_string(path)?);
+    let expected = [
+        "vm booting",
+        "vm booted",
+        "vm paused",
+        "vm resumed",
+        "vm rebooting",
+        "vm booting",
+        "vm booted",
+        "vm rebooted",
+        "vm shutdown",
+        "vm deleted",
+    ];
+    assert_eq!(told.iter().filter(|name| name.starts_with("vm ")).collect::<Vec<_>>(), expected);
+    Ok(())
+}
