@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use parse::ConfigError;
-pub(super) use parse::object_from_file;
+pub(super) use parse::{body_from_json, object_from_file};
 pub use sections::Section;
 
 /// A virtual machine as a client describes it.
@@ -195,6 +195,8 @@ pub struct MemoryConfig {
     pub hotplug_size: Option<u64>,
     /// How much of that is there at boot.
     pub hotplugged_size: Option<u64>,
+    /// Room for partitions, besides all that.
+    pub partitions: Option<PartitionsConfig>,
     /// Let other processes map it.
     pub shared: bool,
     /// Take it from the host's pool of huge pages.
@@ -219,6 +221,7 @@ impl Default for MemoryConfig {
             hotplug_method: HotplugMethod::Acpi,
             hotplug_size: None,
             hotplugged_size: None,
+            partitions: None,
             shared: false,
             hugepages: false,
             hugepage_size: None,
@@ -227,6 +230,22 @@ impl Default for MemoryConfig {
             thp: true,
             zones: Section::default(),
         }
+    }
+}
+
+/// Room for partitions; Cloud Hypervisor has none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartitionsConfig {
+    /// The most that all partitions together can have, in bytes.
+    pub region_size: u64,
+    /// The most partitions at a time.
+    #[serde(default = "PartitionsConfig::default_max")]
+    pub max: u32,
+}
+
+impl PartitionsConfig {
+    const fn default_max() -> u32 {
+        64
     }
 }
 

@@ -4,9 +4,11 @@
 //! - [`config`]: the JSON of a virtual machine.
 //! - [`Request`], [`Reply`], [`Control`]: the calls of the API as types. The monitor implements
 //!   [`Control`] and never sees HTTP.
+//! - [`Pending`], [`Promise`]: an answer that the monitor gives later.
 //! - [`Server`]: the socket they come through.
 //! - [`EventMonitor`]: what happens, told as it happens.
 
+mod bodies;
 mod cli;
 pub mod config;
 mod connection;
@@ -14,6 +16,8 @@ mod descriptor;
 mod events;
 mod http;
 mod launch;
+mod pending;
+mod regions;
 mod registry;
 mod reply;
 mod request;
@@ -24,6 +28,8 @@ pub use cli::{Cli, CliError, OptionError};
 pub use descriptor::Endpoint;
 pub use events::EventMonitor;
 pub use launch::Launch;
+pub use pending::{Pending, Promise};
+pub use regions::{ExtentReply, PartitionReply, RegionReply, SharedReply, whole_blocks};
 pub use reply::{
     ApiError, Counters, DeviceNode, ErrorKind, InfoReply, PciBarType, PingReply, Reply, Resource,
     VmState,

@@ -7,13 +7,21 @@ use std::fmt::Display;
 use serde::Serialize;
 
 use super::config::{ConfigError, VmConfig};
+use super::pending::Pending;
+use super::regions::PartitionReply;
 use crate::machine::spec::InvalidConfig;
 
 /// The answer to a request that was carried out.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Reply {
     /// Done; nothing to say.
     Done,
+    /// The answer comes later, and is waited for by the thread that called.
+    Pending(Pending),
+    /// To calls that change one partition: as it is now, or as it was last.
+    Partition(Box<PartitionReply>),
+    /// To [`super::Request::Partitions`].
+    Partitions(Vec<PartitionReply>),
     /// To [`super::Request::Ping`].
     Ping(PingReply),
     /// To [`super::Request::Info`].
@@ -54,7 +62,7 @@ pub struct InfoReply {
     pub config: VmConfig,
     /// Where in its life the VM is.
     pub state: VmState,
-    /// RAM the guest has now, in bytes.
+    /// RAM the guest has now, in bytes: what it booted with, and what is plugged.
     pub memory_actual_size: u64,
     /// Devices by id.
     pub device_tree: BTreeMap<String, DeviceNode>,
@@ -147,6 +155,11 @@ impl ApiError {
     /// An error that is its own cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, chain: vec![message.into()] }
+    }
+
+    /// The client's mistake in the field at the JSON path `path`.
+    pub fn field(path: &str, problem: impl Display) -> Self {
+        Self::new(ErrorKind::Invalid, format!("{path}: {problem}"))
     }
 
     /// `error` and what it was caused by.

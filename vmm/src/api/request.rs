@@ -1,5 +1,9 @@
 //! What a client can ask for, and who carries it out.
 
+use std::time::Duration;
+
+use memctl::{Bytes, Cookie, PartitionName};
+
 use super::config::VmConfig;
 use super::reply::{ApiError, Reply};
 
@@ -30,6 +34,39 @@ pub enum Request {
     PowerButton,
     /// `PUT vm.nmi`: send the guest a non-maskable interrupt.
     Nmi,
+    /// `PUT vm.resize`: give the guest another amount of memory. Nothing to do when it has it.
+    Resize {
+        /// RAM the guest booted with and shared memory plugged since, without partitions.
+        desired_ram: Bytes,
+    },
+    /// `GET vm.partitions`: all of them.
+    Partitions,
+    /// `PUT vm.add-partition`: reserve memory for an instance and offer it to the guest.
+    AddPartition {
+        /// Its name.
+        id: PartitionName,
+        /// How much; checked neither for whole blocks nor for zero.
+        size: Bytes,
+        /// Fill the page tables before the guest gets it.
+        prefault: bool,
+        /// What the guest shows its userspace.
+        cookie: Cookie,
+    },
+    /// `PUT vm.remove-partition`: have the guest give one back. Asking again changes nothing.
+    RemovePartition {
+        /// Its name.
+        id: PartitionName,
+        /// How long to wait for the guest, at most a minute. [`Duration::ZERO`] is answered at
+        /// once, and never with [`Reply::Pending`].
+        timeout: Duration,
+    },
+    /// `PUT vm.resize-partition`: give one another size. Nothing to do when it has it.
+    ResizePartition {
+        /// Its name.
+        id: PartitionName,
+        /// How much; checked neither for whole blocks nor for zero.
+        size: Bytes,
+    },
     /// `PUT vmm.shutdown`: end this process.
     VmmShutdown,
 }
@@ -37,7 +74,7 @@ pub enum Request {
 /// Carries out requests. Implemented by the monitor, called by the API's connection threads,
 /// several at a time.
 pub trait Control: Send + Sync + 'static {
-    /// Carries out `request` and returns when it is done.
+    /// Carries out `request` and returns when it is done, or [`Reply::Pending`].
     ///
     /// # Errors
     /// An [`ApiError`] whose kind becomes the HTTP status.

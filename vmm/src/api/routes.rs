@@ -2,6 +2,7 @@
 
 use log::debug;
 
+use super::bodies;
 use super::config::VmConfig;
 use super::http::Status;
 use super::reply::{ApiError, ErrorKind, Reply};
@@ -35,20 +36,30 @@ const ROUTES: &[(&str, &str, Body)] = &[
     // What Cloud Hypervisor's API description, and clients made from it, call it.
     ("PUT", "vmm.nmi", Body::None(|| Request::Nmi)),
     ("PUT", "vmm.shutdown", Body::None(|| Request::VmmShutdown)),
+    ("PUT", "vm.resize", Body::Json(bodies::resize)),
+    ("PUT", "vm.resize-zone", Body::Json(bodies::resize_zone)),
+    ("GET", "vm.partitions", Body::None(|| Request::Partitions)),
+    ("PUT", "vm.add-partition", Body::Json(bodies::add_partition)),
+    ("PUT", "vm.remove-partition", Body::Json(bodies::remove_partition)),
+    ("PUT", "vm.resize-partition", Body::Json(bodies::resize_partition)),
 ];
 
 fn create(body: &[u8]) -> Result<Request, ApiError> {
     Ok(Request::Create(Box::new(VmConfig::from_json(body)?)))
 }
 
-/// Carries out one call and returns the status and the JSON to answer with.
+/// Carries out one call, waiting for an answer that comes later, and returns the status and the
+/// JSON to answer with.
 pub(super) fn serve(
     control: &dyn Control,
     method: &str,
     path: &str,
     body: &[u8],
 ) -> (Status, Option<Vec<u8>>) {
-    let result = request(method, path, body).and_then(|request| control.call(request));
+    let result = request(method, path, body).and_then(|request| match control.call(request)? {
+        Reply::Pending(pending) => pending.wait(control),
+        reply => Ok(reply),
+    });
     let (status, body) = match result {
         Ok(reply) => success(&reply),
         Err(error) => failure(&error),
@@ -78,6 +89,11 @@ fn request(method: &str, path: &str, body: &[u8]) -> Result<Request, ApiError> {
 fn success(reply: &Reply) -> (Status, Option<Vec<u8>>) {
     let json = match reply {
         Reply::Done => return (Status::NO_CONTENT, None),
+        Reply::Pending(_) => {
+            return failure(&ApiError::new(ErrorKind::Internal, "no answer came"));
+        }
+        Reply::Partition(reply) => serde_json::to_vec(reply),
+        Reply::Partitions(reply) => serde_json::to_vec(reply),
         Reply::Ping(reply) => serde_json::to_vec(reply),
         Reply::Info(reply) => serde_json::to_vec(reply),
         Reply::Counters(reply) => serde_json::to_vec(reply),
@@ -110,28 +126,38 @@ pub(super) fn error_body<S: AsRef<str>>(chain: &[S]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::time::Duration;
+
+    use memctl::{Bytes, Cookie, PartitionName, PartitionState};
 
     use super::*;
-    use crate::api::PingReply;
+    use crate::api::{PartitionReply, Pending, PingReply};
 
-    /// Notes what it was asked and answers what it was told to.
+    /// Notes what it was asked and answers what it was told to, the last answer first.
     struct Fake {
         asked: Mutex<Vec<Request>>,
-        answer: Result<Reply, ApiError>,
+        answers: Mutex<Vec<Result<Reply, ApiError>>>,
     }
 
     impl Control for Fake {
         fn call(&self, request: Request) -> Result<Reply, ApiError> {
             self.asked.lock().unwrap().push(request);
-            self.answer.clone()
+            self.answers.lock().unwrap().pop().expect("asked more often than expected")
         }
     }
 
     fn ask(
         answer: Result<Reply, ApiError>,
+        call: (&str, &str, &str),
+    ) -> (u16, String, Vec<Request>) {
+        ask_for(vec![answer], call)
+    }
+
+    fn ask_for(
+        answers: Vec<Result<Reply, ApiError>>,
         (method, path, body): (&str, &str, &str),
     ) -> (u16, String, Vec<Request>) {
-        let fake = Fake { asked: Mutex::default(), answer };
+        let fake = Fake { asked: Mutex::default(), answers: answers.into() };
         let (status, json) = serve(&fake, method, path, body.as_bytes());
         let json = String::from_utf8(json.unwrap_or_default()).unwrap();
         (status.0, json, fake.asked.into_inner().unwrap())
@@ -153,6 +179,7 @@ mod tests {
             ("PUT", "vm.nmi", Request::Nmi),
             ("PUT", "vmm.nmi", Request::Nmi),
             ("PUT", "vmm.shutdown", Request::VmmShutdown),
+            ("GET", "vm.partitions", Request::Partitions),
         ];
         for (method, path, request) in routes {
             let call = (method, &*format!("/api/v1/{path}"), "");
@@ -163,6 +190,100 @@ mod tests {
         assert_eq!(status, 204);
         let config = VmConfig::from_json(body.as_bytes()).unwrap();
         assert_eq!(asked, [Request::Create(Box::new(config))]);
+    }
+
+    fn partition() -> PartitionReply {
+        PartitionReply {
+            id: "fn-7".into(),
+            state: PartitionState::Absent,
+            size: 0,
+            plugged: 0,
+            used: None,
+            peak: 4096,
+            spilled: 0,
+            stuck: 0,
+            plugs: 1,
+            unplugs: 1,
+            last_release_us: Some(250),
+            extents: Vec::new(),
+            cookie: 0,
+        }
+    }
+
+    #[test]
+    fn calls_about_memory_reach_their_requests() {
+        let id: PartitionName = "fn-7".parse().unwrap();
+        let (size, timeout) = (Bytes::mib(2), Duration::from_millis(5));
+        let add = Request::AddPartition {
+            id: id.clone(),
+            size,
+            prefault: false,
+            cookie: Cookie::default(),
+        };
+        let calls = [
+            ("vm.resize", r#"{"desired_ram":2097152}"#, Request::Resize { desired_ram: size }),
+            ("vm.add-partition", r#"{"id":"fn-7","size":2097152}"#, add),
+            (
+                "vm.remove-partition",
+                r#"{"id":"fn-7","timeout_ms":5}"#,
+                Request::RemovePartition { id: id.clone(), timeout },
+            ),
+            (
+                "vm.resize-partition",
+                r#"{"id":"fn-7","size":2097152}"#,
+                Request::ResizePartition { id, size },
+            ),
+        ];
+        for (path, body, request) in calls {
+            let path = format!("/api/v1/{path}");
+            let json = serde_json::to_string(&partition()).unwrap();
+            let answer = ask(Ok(Reply::Partition(partition().into())), ("PUT", &path, body));
+            assert_eq!(answer, (200, json, vec![request.clone()]));
+            assert_eq!(ask(Ok(Reply::Done), ("PUT", &path, body)).0, 204);
+        }
+        let zone = r#"{"id":"a","desired_ram":1}"#;
+        let (status, json, asked) = ask(Ok(Reply::Done), ("PUT", "/api/v1/vm.resize-zone", zone));
+        assert_eq!((status, asked.len()), (404, 0));
+        assert_eq!(json, r#"["Error from API","there is no memory zone \"a\"; use vm.resize"]"#);
+    }
+
+    #[test]
+    fn partitions_are_a_list() {
+        let list = |partitions| {
+            let reply = Ok(Reply::Partitions(partitions));
+            ask(reply, ("GET", "/api/v1/vm.partitions", ""))
+        };
+        assert_eq!(list(vec![]), (200, "[]".into(), vec![Request::Partitions]));
+        let json = list(vec![partition(), partition()]).1;
+        let json: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+        assert_eq!(json.len(), 2);
+        assert_eq!(json[1]["state"], "absent");
+    }
+
+    #[test]
+    fn answers_that_come_later_are_waited_for() {
+        let id: PartitionName = "fn-7".parse().unwrap();
+        let call = ("PUT", "/api/v1/vm.remove-partition", r#"{"id":"fn-7","timeout_ms":5}"#);
+        let timeout = Duration::from_millis(5);
+        let first = Request::RemovePartition { id: id.clone(), timeout };
+        let again = Request::RemovePartition { id, timeout: Duration::ZERO };
+
+        let (promise, pending) = Pending::new(timeout, again.clone());
+        promise.keep(Ok(Reply::Partition(partition().into())));
+        let (status, json, asked) = ask(Ok(Reply::Pending(pending)), call);
+        assert_eq!((status, asked), (200, vec![first.clone()]));
+        assert!(json.contains(r#""last_release_us":250"#), "{json}");
+
+        let (_promise, pending) = Pending::new(timeout, again.clone());
+        let in_use = ApiError::new(ErrorKind::WrongState, "4 MiB are in use");
+        let answers = vec![Err(in_use), Ok(Reply::Pending(pending))];
+        let json = r#"["Error from API","4 MiB are in use"]"#;
+        assert_eq!(ask_for(answers, call), (409, json.into(), vec![first, again.clone()]));
+
+        let pending = || Pending::new(Duration::ZERO, again.clone());
+        let ((_first, first), (_second, second)) = (pending(), pending());
+        let answers = vec![Ok(Reply::Pending(second)), Ok(Reply::Pending(first))];
+        assert_eq!(ask_for(answers, call).0, 500, "waited for one answer only");
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! From JSON text to a [`VmConfig`].
+//! From JSON text to a [`VmConfig`] or the body of another call.
 //!
 //! Clients send nulls where they mean "not given", and fields that no longer exist. Nulls are
 //! removed before the types see them; fields that nothing reads are named in the log.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use log::warn;
+use log::{Level, log};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::VmConfig;
@@ -33,8 +36,12 @@ pub enum ConfigError {
 /// Fields that are read under another name than they are written back.
 const ALIASES: [&str; 2] = ["platform.serial_number", "platform.uuid"];
 
-/// Unknown fields named in the log for one configuration; the rest are counted.
+/// Unknown fields named in the log for one body; the rest are counted.
 const MAX_WARNINGS: usize = 16;
+
+/// Warnings left to all bodies together, so that a client that calls again and again does not fill
+/// the log. What comes after is logged for who looks for details.
+static WARNINGS_LEFT: AtomicUsize = AtomicUsize::new(16 * MAX_WARNINGS);
 
 /// A body of a few MiB can become a tree of a few hundred: only one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -55,14 +62,44 @@ impl VmConfig {
     /// [`ConfigError::Field`].
     pub(crate) fn from_value(mut value: Value) -> Result<Self, ConfigError> {
         remove_nulls(&mut value);
-        let (config, unknown) = read(value)?;
-        for field in unknown.iter().take(MAX_WARNINGS) {
-            warn!("configuration: {field}: unknown field, ignored");
+        let (mut config, unknown) = read::<Self>(value)?;
+        if config.cpus.max_vcpus == 0 {
+            config.cpus.max_vcpus = config.cpus.boot_vcpus;
         }
-        if unknown.len() > MAX_WARNINGS {
-            warn!("configuration: {} more unknown fields", unknown.len() - MAX_WARNINGS);
-        }
+        warn_of("configuration", &unknown);
         Ok(config)
+    }
+}
+
+/// Reads the body of `call`, as [`VmConfig::from_json`] does. `T` must be written with all the
+/// fields it is read from.
+///
+/// # Errors
+/// [`ConfigError::Syntax`] or [`ConfigError::Field`].
+pub(crate) fn body_from_json<T>(call: &str, text: &[u8]) -> Result<T, ConfigError>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut value = object_from_json(text)?.into();
+    remove_nulls(&mut value);
+    let (body, unknown) = read(value)?;
+    warn_of(call, &unknown);
+    Ok(body)
+}
+
+fn warn_of(what: &str, unknown: &[String]) {
+    let warn = |problem: String| {
+        let take = |left: usize| left.checked_sub(1);
+        let left = WARNINGS_LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        let level = if left.is_ok() { Level::Warn } else { Level::Debug };
+        log!(level, "{what}: {problem}");
+    };
+    for field in unknown.iter().take(MAX_WARNINGS) {
+        warn(format!("{field}: unknown field, ignored"));
+    }
+    if unknown.len() > MAX_WARNINGS {
+        warn(format!("{} more unknown fields", unknown.len() - MAX_WARNINGS));
     }
 }
 
@@ -79,18 +116,22 @@ fn object_from_json(text: &[u8]) -> Result<Map<String, Value>, ConfigError> {
     serde_json::from_slice(text).map_err(ConfigError::Syntax)
 }
 
-fn read(value: Value) -> Result<(VmConfig, Vec<String>), ConfigError> {
-    let mut config: VmConfig = serde_path_to_error::deserialize(&value).map_err(|error| {
-        let path = error.path().to_string();
+/// The fields of an object, and the paths of those that `T` does not have.
+fn read<T>(value: Value) -> Result<(T, Vec<String>), ConfigError>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let read: T = serde_path_to_error::deserialize(&value).map_err(|error| {
+        let path = match error.path().to_string() {
+            root if root == "." => "the body".to_owned(),
+            path => path,
+        };
         ConfigError::Field { path, problem: error.into_inner().to_string() }
     })?;
-    if config.cpus.max_vcpus == 0 {
-        config.cpus.max_vcpus = config.cpus.boot_vcpus;
-    }
-    let known = serde_json::to_value(&config).map_err(ConfigError::Syntax)?;
+    let known = serde_json::to_value(&read).map_err(ConfigError::Syntax)?;
     let mut unknown = Vec::new();
     compare(&value, &known, String::new(), &mut unknown)?;
-    Ok((config, unknown))
+    Ok((read, unknown))
 }
 
 /// Recursion is bounded by the depth serde_json accepts.
@@ -147,7 +188,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::config::{CharModeConfig, HotplugMethod};
+    use crate::api::config::{CharModeConfig, HotplugMethod, PartitionsConfig};
 
     /// What Kata's runtime sends: nulls, a balloon, fields of older versions.
     fn from_kata() -> Value {
@@ -195,12 +236,8 @@ mod tests {
 
     #[test]
     fn configurations_come_back_as_they_were_sent() {
-        for mut sent in [from_kata(), from_hypeman(), json!({})] {
-            let (config, _) = read({
-                remove_nulls(&mut sent);
-                sent.clone()
-            })
-            .unwrap();
+        for sent in [from_kata(), from_hypeman(), json!({})] {
+            let config = VmConfig::from_value(sent.clone()).unwrap();
             let written = serde_json::to_vec(&config).unwrap();
             assert_eq!(VmConfig::from_json(&written).unwrap(), config);
             let written: Value = serde_json::from_slice(&written).unwrap();
@@ -240,6 +277,16 @@ mod tests {
     }
 
     #[test]
+    fn room_for_partitions_has_a_default_number_of_them() {
+        let partitions = |json| VmConfig::from_json(json).unwrap().memory.partitions;
+        let expected = |max| Some(PartitionsConfig { region_size: 4096, max });
+        let named = br#"{"memory":{"partitions":{"region_size":4096,"max":7}}}"#;
+        assert_eq!(partitions(named), expected(7));
+        assert_eq!(partitions(br#"{"memory":{"partitions":{"region_size":4096}}}"#), expected(64));
+        assert_eq!(partitions(br#"{"memory":{"partitions":null}}"#), None);
+    }
+
+    #[test]
     fn vcpus_without_a_maximum_get_no_more() {
         let config = VmConfig::from_json(br#"{"cpus":{"boot_vcpus":3}}"#).unwrap();
         assert_eq!(config.cpus.max_vcpus, 3);
@@ -247,20 +294,24 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_named_by_path() {
-        let (_, unknown) = read(json!({
+        let (_, unknown) = read::<VmConfig>(json!({
             "sgx_epc": [1],
             "cpus": {"boot_vcpus": 1, "colour": {"deep": 1}},
             "disks": [{}, {"path": "/d", "sparse": true}],
             "platform": {"serial_number": "1", "uuid": "2", "uid": "3"},
             "net": [{"anything": 1}],
+            "memory": {"partitions": {"region_size": 1, "min": 1}},
         }))
         .unwrap();
-        assert_eq!(unknown, ["cpus.colour", "disks[1].sparse", "platform.uid", "sgx_epc"]);
+        let expected =
+            ["cpus.colour", "disks[1].sparse", "memory.partitions.min", "platform.uid", "sgx_epc"];
+        assert_eq!(unknown, expected);
     }
 
     #[test]
     fn old_names_of_platform_fields_are_read() {
-        let (config, _) = read(json!({"platform": {"serial_number": "1", "uuid": "2"}})).unwrap();
+        let json = json!({"platform": {"serial_number": "1", "uuid": "2"}});
+        let (config, _) = read::<VmConfig>(json).unwrap();
         assert_eq!(config.platform.system_serial_number.as_deref(), Some("1"));
         assert_eq!(config.platform.system_uuid.as_deref(), Some("2"));
     }
@@ -281,6 +332,10 @@ mod tests {
              `File`, `Socket`, `Null`"
         );
         assert_eq!(field_error(json!({"console": {}})), "console: missing field `mode`");
+        assert_eq!(
+            field_error(json!({"memory": {"partitions": {"max": 1}}})),
+            "memory.partitions: missing field `region_size`"
+        );
         assert_eq!(
             field_error(json!({"disks": [{}, []], "memory": {}})),
             "disks[1]: invalid type: sequence, expected an object"

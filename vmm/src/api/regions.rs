@@ -1,0 +1,247 @@
+//! What clients see of a virtio-mem region, and its partitioner's refusals as errors of the API.
+
+use std::time::Duration;
+
+use memctl::partitioner::HostError;
+use memctl::{Account, Blocks, Bytes, Geometry, Partition, PartitionState, Partitioner};
+use serde::Serialize;
+
+use super::reply::{ApiError, ErrorKind};
+
+/// A partition; sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PartitionReply {
+    /// Its name.
+    pub id: String,
+    /// Where it is in its life; `absent` when it was removed.
+    pub state: PartitionState,
+    /// What it is wanted to have.
+    pub size: u64,
+    /// What the guest has taken of it.
+    pub plugged: u64,
+    /// What the guest says is in use; `None` until it has said so.
+    pub used: Option<u64>,
+    /// The most that was ever plugged.
+    pub peak: u64,
+    /// What the guest says its instance keeps in shared memory for lack of room.
+    pub spilled: u64,
+    /// What the guest says it could not move out.
+    pub stuck: u64,
+    /// Runs of blocks plugged since it was added.
+    pub plugs: u64,
+    /// Runs of blocks unplugged since it was added.
+    pub unplugs: u64,
+    /// Microseconds from the last wish to have memory of it back until the host had it.
+    pub last_release_us: Option<u64>,
+    /// Where it lies, ascending.
+    pub extents: Vec<ExtentReply>,
+    /// What the guest shows its userspace.
+    pub cookie: u64,
+}
+
+/// A run of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ExtentReply {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+impl PartitionReply {
+    /// What there is to say about `partition` of the region at `geometry`. The caller knows how
+    /// long its last release took.
+    pub fn new(partition: &Partition, geometry: &Geometry, last_release: Option<Duration>) -> Self {
+        let bytes = |count| geometry.bytes(count).as_u64();
+        let (account, hints) = (partition.account(), partition.hints());
+        let extents = partition.extents().iter().map(|extent| ExtentReply {
+            addr: geometry.address_of(extent.first()),
+            size: bytes(extent.count()),
+        });
+        Self {
+            id: partition.name().to_string(),
+            state: partition.state(),
+            size: bytes(account.requested),
+            plugged: bytes(account.plugged),
+            used: hints.used.map(Bytes::as_u64),
+            peak: bytes(account.peak),
+            spilled: hints.spilled.as_u64(),
+            stuck: hints.stuck.as_u64(),
+            plugs: account.counters.plugs,
+            unplugs: account.counters.unplugs,
+            last_release_us: last_release
+                .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+            extents: extents.collect(),
+            cookie: partition.cookie().0,
+        }
+    }
+}
+
+/// What one virtio-mem device holds; sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RegionReply {
+    /// Guest-physical address of the region.
+    pub addr: u64,
+    /// Length of the region.
+    pub size: u64,
+    /// Size of a block.
+    pub block_size: u64,
+    /// Length of what the guest may use of the region now.
+    pub usable: u64,
+    /// What all owners together are wanted to have.
+    pub requested: u64,
+    /// What all owners together have.
+    pub plugged: u64,
+    /// The share that is no partition's.
+    pub shared: SharedReply,
+}
+
+/// Plugged memory of the VM as a whole; sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SharedReply {
+    /// What it is wanted to be.
+    pub requested: u64,
+    /// What it is.
+    pub plugged: u64,
+    /// The most it ever was.
+    pub peak: u64,
+}
+
+impl From<&Partitioner> for RegionReply {
+    fn from(partitioner: &Partitioner) -> Self {
+        let geometry = partitioner.geometry();
+        let bytes = |count| geometry.bytes(count).as_u64();
+        let &Account { requested, plugged, peak, .. } = partitioner.shared();
+        Self {
+            addr: geometry.addr(),
+            size: geometry.size().as_u64(),
+            block_size: geometry.block_size().as_u64(),
+            usable: partitioner.usable_size().as_u64(),
+            requested: partitioner.requested_size().as_u64(),
+            plugged: partitioner.plugged_size().as_u64(),
+            shared: SharedReply {
+                requested: bytes(requested),
+                plugged: bytes(plugged),
+                peak: bytes(peak),
+            },
+        }
+    }
+}
+
+/// How many blocks of a region `size` is, which a client gave in `field`.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] when it is no whole number.
+pub fn whole_blocks(field: &str, size: Bytes, geometry: &Geometry) -> Result<Blocks, ApiError> {
+    geometry.whole_blocks(size).ok_or_else(|| {
+        let block = geometry.block_size();
+        let problem = format!("{} is no multiple of {block}; round it", size.as_u64());
+        ApiError::field(field, problem)
+    })
+}
+
+/// What can never be is the client's mistake; what cannot be now is a conflict.
+impl From<HostError> for ApiError {
+    fn from(error: HostError) -> Self {
+        let kind = match error {
+            HostError::Zero(_) | HostError::OverSharedArea(_) => ErrorKind::Invalid,
+            HostError::Unknown(_) => ErrorKind::NotFound,
+            HostError::NameTaken(_)
+            | HostError::TooManyPartitions(_)
+            | HostError::NoRoom { .. }
+            | HostError::OverCap { .. }
+            | HostError::HostFull { .. } => ErrorKind::WrongState,
+        };
+        Self::from_error(kind, &error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memctl::{BlockRange, Cookie, Layout, PartitionId};
+    use serde_json::json;
+
+    use super::*;
+
+    const ADDR: u64 = 1 << 32;
+
+    /// A region of 1 GiB, a quarter of it shared, with partition `fn-7` of 4 blocks, 3 plugged.
+    fn partitioner() -> (Partitioner, PartitionId) {
+        let geometry = Geometry::new(ADDR, Bytes::mib(2), Bytes::gib(1)).unwrap();
+        let layout =
+            Layout { geometry, shared_area: Blocks::new(128), cap: None, max_partitions: 1 };
+        let mut made = Partitioner::new(layout);
+        made.resize_shared(Blocks::new(2), None).unwrap();
+        let name = "fn-7".parse().unwrap();
+        let id = made.add(name, Cookie(9), Blocks::new(4), None, &mut |_| {}).unwrap();
+        let range = BlockRange::checked(&geometry, ADDR + (256 << 20), 3).unwrap();
+        made.plan_plug(range).unwrap().commit(&mut |_| {});
+        (made, id)
+    }
+
+    #[test]
+    fn partition_has_the_shape_clients_parse() {
+        let (partitioner, id) = partitioner();
+        let partition = partitioner.partition(id).unwrap();
+        let release = Some(Duration::from_micros(1500));
+        let reply = PartitionReply::new(partition, partitioner.geometry(), release);
+        assert_eq!(
+            serde_json::to_value(&reply).unwrap(),
+            json!({
+                "id": "fn-7", "state": "requested", "size": 8 << 20, "plugged": 6 << 20,
+                "used": null, "peak": 6 << 20, "spilled": 0, "stuck": 0, "plugs": 1, "unplugs": 0,
+                "last_release_us": 1500, "cookie": 9,
+                "extents": [{"addr": ADDR + (256 << 20), "size": 8 << 20}],
+            })
+        );
+        assert_eq!(
+            PartitionReply::new(partition, partitioner.geometry(), Some(Duration::MAX))
+                .last_release_us,
+            Some(u64::MAX)
+        );
+    }
+
+    #[test]
+    fn region_has_the_shape_clients_parse() {
+        let (partitioner, _) = partitioner();
+        let reply = RegionReply::from(&partitioner);
+        assert_eq!(
+            serde_json::to_value(reply).unwrap(),
+            json!({
+                "addr": ADDR, "size": 1 << 30, "block_size": 2 << 20, "usable": (256 + 8) << 20,
+                "requested": 12 << 20, "plugged": 6 << 20,
+                "shared": {"requested": 4 << 20, "plugged": 0, "peak": 0},
+            })
+        );
+    }
+
+    #[test]
+    fn sizes_that_are_no_whole_blocks_are_named_by_field() {
+        let (partitioner, _) = partitioner();
+        let blocks = |size| whole_blocks("size", size, partitioner.geometry());
+        assert_eq!(blocks(Bytes::mib(6)), Ok(Blocks::new(3)));
+        let problem = "size: 3145728 is no multiple of 2 MiB; round it";
+        assert_eq!(blocks(Bytes::mib(3)), Err(ApiError::new(ErrorKind::Invalid, problem)));
+    }
+
+    #[test]
+    fn refusals_of_the_partitioner_have_kinds() {
+        let (mut partitioner, id) = partitioner();
+        let mut add = |name: &str, size| {
+            let name = name.parse().unwrap();
+            let added = partitioner.add(name, Cookie(0), Blocks::new(size), None, &mut |_| {});
+            ApiError::from(added.unwrap_err())
+        };
+        let conflict = ErrorKind::WrongState;
+        assert_eq!(add("fn-7", 1), ApiError::new(conflict, "there is a partition fn-7 already"));
+        assert_eq!(add("a", 0).kind, ErrorKind::Invalid);
+        assert_eq!(add("a", 1).kind, conflict);
+        let mut resize =
+            |id, size, free| partitioner.resize(id, Blocks::new(size), free, &mut |_| {});
+        let kind = |result: Result<_, HostError>| ApiError::from(result.unwrap_err()).kind;
+        assert_eq!(kind(resize(PartitionId(99), 1, None)), ErrorKind::NotFound);
+        assert_eq!(kind(resize(id, 1000, None)), conflict);
+        assert_eq!(kind(resize(id, 5, Some(Bytes::ZERO))), conflict);
+        assert_eq!(kind(partitioner.resize_shared(Blocks::new(129), None)), ErrorKind::Invalid);
+    }
+}
