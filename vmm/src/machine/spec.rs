@@ -6,6 +6,7 @@
 
 mod check;
 mod devices;
+mod hotplug;
 mod unsupported;
 
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct Spec {
     pub cpus: Cpus,
     /// RAM.
     pub memory: Memory,
+    /// Memory that comes and goes while the VM runs; `None` where there is no room for any.
+    pub hotplug: Option<Hotplug>,
     /// What the guest boots.
     pub payload: Payload,
     /// The 16550 at COM1; [`CharMode::Null`] unless asked otherwise.
@@ -105,6 +108,29 @@ pub struct Memory {
     pub mergeable: bool,
     /// Count the memory against the host's overcommit limit (no `MAP_NORESERVE`).
     pub reserve: bool,
+}
+
+/// Room for memory that is plugged and unplugged through virtio-mem. At least one of the two rooms
+/// is there; both fit the guest's physical addresses behind RAM, each aligned to 1 GiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hotplug {
+    /// Size of a block: a power of two from 2 MiB up, at least a page of [`Memory::backing`].
+    pub block: Bytes,
+    /// Room for memory of the whole VM: whole blocks, may be zero.
+    pub shared: Bytes,
+    /// How much of `shared` the guest is given when it boots: whole blocks.
+    pub plugged_at_boot: Bytes,
+    /// Room for all partitions together: whole blocks, may be zero.
+    pub partitions: Bytes,
+    /// The most partitions at a time; zero where there is no room for any.
+    pub max_partitions: u32,
+}
+
+impl Hotplug {
+    /// Both rooms together: at most [`memctl::Geometry::MAX_BLOCKS`] blocks.
+    pub fn room(&self) -> Bytes {
+        self.shared.checked_add(self.partitions).expect("checked when the specification was made")
+    }
 }
 
 /// Where guest pages come from.

@@ -46,6 +46,7 @@ pub(super) const MEMORY: Table = Table {
         same("hotplug_method", hotplug_method),
         same("hotplug_size", size),
         same("hotplugged_size", size),
+        same("partitions", partitions),
     ],
 };
 
@@ -144,6 +145,11 @@ fn hotplug_method(text: &str) -> Result<Value, String> {
         "virtio-mem" => Ok("VirtioMem".into()),
         _ => Err(format!("{text:?} does not exist; use acpi or virtio-mem")),
     }
+}
+
+/// The room for partitions.
+fn partitions(text: &str) -> Result<Value, String> {
+    Ok(json!({ "region_size": size(text)? }))
 }
 
 /// As in JSON, where the first letter is a capital.

@@ -71,7 +71,8 @@ fn options_become_fields() {
         "--cpus",
         "boot=2,max=4,topology=2:2:1:1,max_phys_bits=40,affinity=[0@[1,2],1@[4-6,9]]",
         "--memory",
-        "size=1G,shared=on,hugepages=on,hugepage_size=2M,prefault=on,thp=off,mergeable=true",
+        "size=1G,shared=on,hugepages=on,hugepage_size=2M,prefault=on,thp=off,mergeable=true,\
+         hotplug_method=virtio-mem,hotplug_size=4G,hotplugged_size=1G,partitions=8G",
         "--cmdline",
         "-x console=ttyS0",
         "--initramfs",
@@ -96,6 +97,10 @@ fn options_become_fields() {
     for (field, value) in [("shared", true), ("hugepages", true), ("prefault", true)] {
         assert_eq!(config["memory"][field], value, "{field}");
     }
+    assert_eq!(config["memory"]["hotplug_method"], "VirtioMem");
+    assert_eq!(config["memory"]["hotplug_size"], 4u64 << 30);
+    assert_eq!(config["memory"]["hotplugged_size"], 1 << 30);
+    assert_eq!(config["memory"]["partitions"], json!({"region_size": 8u64 << 30, "max": 64}));
     assert_eq!(config["memory"]["thp"], false);
     assert_eq!(config["memory"]["mergeable"], true);
     assert_eq!(config["payload"]["kernel"], "/k");
@@ -219,6 +224,11 @@ fn values_that_cannot_be_read_are_explained() {
             r#"--memory: size: "99999999999G" is a size over 2^64 bytes"#,
         ),
         ("--memory", "shared=1", r#"--memory: shared: "1" is not a switch; use on or off"#),
+        (
+            "--memory",
+            "partitions=on",
+            r#"--memory: partitions: "on" is not a size; write a number, alone or followed by K, M or G"#,
+        ),
         (
             "--memory",
             "hotplug_method=x",

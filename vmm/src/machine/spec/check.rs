@@ -13,7 +13,7 @@ use memctl::Bytes;
 
 use super::{
     Affinity, Backing, Cpus, InvalidConfig, Memory, Payload, Platform, Rng, Spec, Topology,
-    devices, unsupported,
+    devices, hotplug, unsupported,
 };
 use crate::api::config::{
     AffinityConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig,
@@ -35,8 +35,11 @@ impl TryFrom<&VmConfig> for Spec {
         let mut problems = Problems::default();
         unsupported::check(config, &mut problems);
         let cpus = cpus(&config.cpus, &mut problems);
+        let memory = memory(&config.memory, cpus.max_phys_bits, &mut problems);
+        let bits = cpus.max_phys_bits;
         let spec = Self {
-            memory: memory(&config.memory, cpus.max_phys_bits, &mut problems),
+            hotplug: hotplug::hotplug(&config.memory, &memory, bits, &mut problems),
+            memory,
             payload: payload(&config.payload, &mut problems),
             serial: devices::serial(&config.serial, &mut problems),
             console: devices::console(&config.console, &config.serial, &mut problems),

@@ -56,6 +56,7 @@ fn kernel_alone_is_enough() {
             mergeable: false,
             reserve: false,
         },
+        hotplug: None,
         payload: Payload {
             kernel: files.path("kernel").into(),
             initramfs: None,
@@ -198,6 +199,127 @@ fn memory_that_cannot_be_is_refused() {
     );
 }
 
+const GIB: u64 = 1 << 30;
+
+#[test]
+fn hotplug_has_room_for_the_vm_and_for_partitions() {
+    let hotplug = |memory: Value| spec(json!({ "memory": memory })).unwrap().hotplug.unwrap();
+    let all = json!({"hotplug_method": "VirtioMem", "hotplug_size": 4 * GIB,
+                     "hotplugged_size": GIB, "partitions": {"region_size": 8 * GIB, "max": 7}});
+    let expected = Hotplug {
+        block: Bytes::mib(2),
+        shared: Bytes::gib(4),
+        plugged_at_boot: Bytes::gib(1),
+        partitions: Bytes::gib(8),
+        max_partitions: 7,
+    };
+    assert_eq!(hotplug(all), expected);
+    assert_eq!(expected.room(), Bytes::gib(12));
+
+    let shared = hotplug(json!({"hotplug_method": "VirtioMem", "hotplug_size": 2 << 20}));
+    assert_eq!((shared.partitions, shared.max_partitions), (Bytes::ZERO, 0));
+    let partitions = hotplug(json!({"partitions": {"region_size": GIB}}));
+    assert_eq!((partitions.shared, partitions.max_partitions), (Bytes::ZERO, 64));
+}
+
+#[test]
+fn blocks_are_as_large_as_the_pages_behind_them() {
+    let block = |mut memory: Value| {
+        memory["partitions"] = json!({"region_size": 4 * GIB});
+        spec(json!({ "memory": memory })).unwrap().hotplug.unwrap().block
+    };
+    assert_eq!(block(json!({"shared": true})), Bytes::mib(2));
+    assert_eq!(block(json!({"hugepages": true})), Bytes::mib(2));
+    let gigantic = json!({"size": GIB, "hugepages": true, "hugepage_size": GIB});
+    assert_eq!(block(gigantic), Bytes::gib(1));
+}
+
+#[test]
+fn hotplug_that_cannot_be_is_refused() {
+    let refused = |mut memory: Value, problem: &str| {
+        if memory["hotplug_method"].is_null() {
+            memory["hotplug_method"] = json!("VirtioMem");
+        }
+        assert_refused(json!({ "memory": memory }), problem);
+    };
+    refused(
+        json!({"hotplug_method": "Acpi", "hotplug_size": GIB}),
+        "memory.hotplug_method: Acpi, the default, cannot add memory here; use VirtioMem \
+         (virtio-mem on the command line)",
+    );
+    refused(
+        json!({"hotplug_size": 3 << 20}),
+        "memory.hotplug_size: 3145728 is no multiple of 2 MiB; round it",
+    );
+    refused(
+        json!({"hotplug_size": GIB, "hotplugged_size": 4096}),
+        "memory.hotplugged_size: 4096 is no multiple of 2 MiB; round it",
+    );
+    refused(
+        json!({"size": GIB, "hugepages": true, "hugepage_size": GIB,
+               "partitions": {"region_size": 512 << 20}}),
+        "memory.partitions.region_size: 536870912 is no multiple of 1 GiB; round it",
+    );
+    refused(
+        json!({"hotplugged_size": GIB}),
+        "memory.hotplugged_size: 1 GiB is over memory.hotplug_size, 0 bytes; lower it",
+    );
+    refused(
+        json!({"hotplug_size": GIB, "hotplugged_size": 2 * GIB}),
+        "memory.hotplugged_size: 2 GiB is over memory.hotplug_size, 1 GiB; lower it",
+    );
+    for max in [0, 4097] {
+        let problem = format!("memory.partitions.max: {max} is out of range; use 1 to 4096");
+        refused(json!({"partitions": {"region_size": GIB, "max": max}}), &problem);
+    }
+}
+
+#[test]
+fn hotplug_fits_behind_ram() {
+    let memory = |size: u64, shared: u64, partitions: u64| {
+        spec(json!({
+            "cpus": {"max_phys_bits": 36},
+            "memory": {"size": size, "hotplug_method": "VirtioMem", "hotplug_size": shared,
+                       "partitions": {"region_size": partitions}},
+        }))
+    };
+    // 64 GiB of addresses, of which 1 GiB is the hole below 4 GiB.
+    assert!(memory(13 * GIB, 20 * GIB, 30 * GIB).is_ok());
+    assert!(memory(2 << 20, 0, 60 * GIB).is_ok());
+    let block = 2 << 20;
+    let too_wide = "memory: size, hotplug_size and partitions.region_size together are over the \
+                    36 bits of cpus.max_phys_bits; lower one";
+    let cases = [
+        (13 * GIB, 20 * GIB, 30 * GIB + block),
+        (13 * GIB, 20 * GIB + block, 30 * GIB),
+        (13 * GIB + block, 20 * GIB, 30 * GIB),
+        // Behind 4 GiB even where RAM ends before.
+        (block, 0, 60 * GIB + block),
+        (63 * GIB, block, 0),
+        (GIB, u64::MAX - block + 1, u64::MAX - block + 1),
+    ];
+    for (size, shared, partitions) in cases {
+        assert_eq!(memory(size, shared, partitions), Err(vec![too_wide.to_owned()]));
+    }
+    // RAM that is too large by itself is the only problem named.
+    assert_eq!(memory(u64::MAX - 4095, GIB, GIB).unwrap_err().len(), 1);
+}
+
+#[test]
+fn number_of_blocks_is_bounded() {
+    let hotplug = |shared: u64| {
+        json!({"memory": {"hotplug_method": "VirtioMem", "hotplug_size": shared,
+                          "partitions": {"region_size": GIB}}})
+    };
+    let most = 32768 * GIB;
+    assert!(spec(hotplug(most - GIB)).is_ok());
+    assert_refused(
+        hotplug(most),
+        "memory: hotplug_size and partitions.region_size together are over 16777216 blocks of \
+         2 MiB; lower one",
+    );
+}
+
 #[test]
 fn payload_must_be_there() {
     let files = Files::new();
@@ -312,8 +434,6 @@ fn what_does_not_exist_is_refused_when_asked_for() {
         ("fs", json!({"fs": [{"tag": "t", "socket": "/s"}]})),
         ("vsock", json!({"vsock": {"cid": 3, "socket": "/s"}})),
         ("balloon", json!({"balloon": {"size": 0}})),
-        ("memory.hotplug_size", json!({"memory": {"hotplug_size": 4096}})),
-        ("memory.hotplugged_size", json!({"memory": {"hotplugged_size": 4096}})),
         ("memory.zones", json!({"memory": {"zones": [{"id": "a", "size": 1}]}})),
         ("cpus.nested", json!({"cpus": {"nested": false}})),
         ("cpus.features", json!({"cpus": {"features": {"amx": true}}})),
@@ -341,9 +461,9 @@ fn what_asks_for_nothing_is_accepted() {
     let fields = json!({
         "net": [], "fs": null, "watchdog": false, "landlock_rules": [],
         "cpus": {"features": {"amx": false}},
-        "memory": {"hotplug_size": 0, "hotplug_method": "VirtioMem"},
+        "memory": {"hotplug_size": 0, "hotplugged_size": 0, "partitions": {"region_size": 0}},
     });
-    assert!(spec(fields).is_ok());
+    assert_eq!(spec(fields).unwrap().hotplug, None);
 }
 
 #[test]

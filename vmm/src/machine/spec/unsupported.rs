@@ -3,12 +3,11 @@
 //! Leaving such a request out without a word would give the client another VM than it described.
 
 use super::check::Problems;
-use crate::api::config::{CharConfig, DiskConfig, MemoryConfig, VmConfig};
+use crate::api::config::{CharConfig, DiskConfig, VmConfig};
 
 /// Reports every request for something that does not exist.
 pub(super) fn check(config: &VmConfig, problems: &mut Problems) {
     machine_wide(config, problems);
-    memory(&config.memory, problems);
     for (index, disk) in config.disks.iter().enumerate() {
         self::disk(index, disk, problems);
     }
@@ -23,6 +22,7 @@ fn machine_wide(config: &VmConfig, problems: &mut Problems) {
         ("cpus.nested", !config.cpus.nested),
         ("cpus.features", !config.cpus.features.is_empty()),
         ("cpus.kvm_hyperv", config.cpus.kvm_hyperv),
+        ("memory.zones", !config.memory.zones.is_empty()),
         ("payload.firmware", config.payload.firmware.is_some()),
         ("payload.igvm", config.payload.igvm.is_some()),
         ("rng.iommu", config.rng.iommu),
@@ -50,15 +50,6 @@ fn machine_wide(config: &VmConfig, problems: &mut Problems) {
         ("iommu", config.iommu),
     ];
     problems.unsupported("", &requests);
-}
-
-fn memory(config: &MemoryConfig, problems: &mut Problems) {
-    let requests = [
-        ("hotplug_size", config.hotplug_size.is_some_and(|size| size != 0)),
-        ("hotplugged_size", config.hotplugged_size.is_some_and(|size| size != 0)),
-        ("zones", !config.zones.is_empty()),
-    ];
-    problems.unsupported("memory.", &requests);
 }
 
 fn disk(index: usize, config: &DiskConfig, problems: &mut Problems) {
