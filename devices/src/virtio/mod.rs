@@ -8,6 +8,7 @@
 pub mod block;
 pub mod console;
 pub mod device;
+pub mod mem;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]

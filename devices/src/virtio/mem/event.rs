@@ -1,0 +1,78 @@
+//! What the device tells its machine.
+
+use memctl::{Bytes, Change, Cookie, Counters, Geometry, Hints, Partition, PartitionId};
+use memctl::{PartitionName, PartitionState};
+
+/// Something changed hands, or is going to. Each event carries the sizes of its moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemEvent {
+    /// A partition has changed its state.
+    PartitionChanged {
+        /// As it is now; when its state is `Absent`, as it was last.
+        partition: PartitionView,
+        /// Its state before.
+        from: PartitionState,
+    },
+    /// The guest has taken or given back shared memory, or has been asked for what it has. It has
+    /// reached the size when both are equal.
+    SharedPlugged {
+        /// What the host wants it to have.
+        requested: Bytes,
+        /// What it has.
+        plugged: Bytes,
+    },
+}
+
+/// Who is told. Called with no lock held, on the device's thread after it has answered the guest, or
+/// on the thread that calls a [`MemHandle`](super::MemHandle). The events of one thread come in
+/// order. A guest causes one per request and partition it touches, so whoever passes them on limits
+/// the rate.
+pub type Observer = Box<dyn Fn(MemEvent) + Send + Sync>;
+
+/// One partition at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionView {
+    /// The number by which the guest knows it.
+    pub id: PartitionId,
+    /// The host's name for it.
+    pub name: PartitionName,
+    /// The host's number for it.
+    pub cookie: Cookie,
+    /// Where it is in its life.
+    pub state: PartitionState,
+    /// What the host wants it to have; zero once its removal was asked for.
+    pub requested: Bytes,
+    /// What it has.
+    pub plugged: Bytes,
+    /// The most it ever had.
+    pub peak: Bytes,
+    /// What the guest last said of it.
+    pub hints: Hints,
+    /// How its memory came and went.
+    pub counters: Counters,
+}
+
+impl PartitionView {
+    /// `partition` of the region `geometry`. Allocates nothing.
+    pub(super) fn new(geometry: &Geometry, partition: &Partition) -> Self {
+        let account = partition.account();
+        Self {
+            id: partition.id(),
+            name: partition.name().clone(),
+            cookie: partition.cookie(),
+            state: partition.state(),
+            requested: geometry.bytes(account.requested),
+            plugged: geometry.bytes(account.plugged),
+            peak: geometry.bytes(account.peak),
+            hints: *partition.hints(),
+            counters: account.counters,
+        }
+    }
+}
+
+impl MemEvent {
+    pub(super) fn changed(geometry: &Geometry, change: Change<'_>) -> Self {
+        let partition = PartitionView::new(geometry, change.partition);
+        Self::PartitionChanged { partition, from: change.from }
+    }
+}

@@ -1,0 +1,179 @@
+//! What the worker and the handles have in common: the books, the configuration space that shows
+//! them, and who is told.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use log::warn;
+use memctl::{Account, Answer, Geometry, Partitioner, Watch};
+use zerocopy::IntoBytes;
+
+use super::books::{Books, Failure};
+use super::config::{Config, Variable};
+use super::counters::Counters;
+use super::event::{MemEvent, Observer};
+use super::host::{Carrier, HostBlocks};
+use super::request::{Malformed, Request, Response};
+use crate::sync::lock;
+use crate::virtio::device::ConfigSpace;
+use crate::virtio::queue::Interrupt;
+
+/// One device's state, from its making to its end: a device reset leaves it alone (virtio 1.3,
+/// 5.15.6). Lock order: `books`, then the configuration space's own; `interrupt` alone.
+pub(super) struct Shared {
+    books: Mutex<Books>,
+    geometry: Geometry,
+    config: Arc<ConfigSpace>,
+    /// While the driver is up.
+    interrupt: Mutex<Option<Interrupt>>,
+    observer: Observer,
+    counters: Arc<Counters>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        partitioner: Partitioner,
+        node: Option<u16>,
+        host: Box<dyn HostBlocks>,
+        observer: Observer,
+    ) -> Self {
+        let geometry = *partitioner.geometry();
+        let config = ConfigSpace::new(Config::new(&partitioner, node).as_bytes());
+        let books = Books::new(partitioner, Carrier::new(host, geometry));
+        Self {
+            books: Mutex::new(books),
+            geometry,
+            config: Arc::new(config),
+            interrupt: Mutex::default(),
+            observer,
+            counters: Arc::default(),
+        }
+    }
+
+    /// Where the region is.
+    pub(super) fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    pub(super) fn config(&self) -> Arc<ConfigSpace> {
+        Arc::clone(&self.config)
+    }
+
+    pub(super) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The driver is up, or gone.
+    pub(super) fn set_interrupt(&self, interrupt: Option<Interrupt>) {
+        *lock(&self.interrupt) = interrupt;
+    }
+
+    /// Looks something up in the books.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Partitioner) -> T) -> T {
+        look(&lock(&self.books).partitioner)
+    }
+
+    /// The host wants something: changes the books by `wish`, then tells the observer and the
+    /// driver, in this order, so that nothing the driver does about it is reported first.
+    ///
+    /// # Errors
+    /// Those of `wish`, which then has changed nothing.
+    pub(super) fn wish<T, E>(
+        &self,
+        wish: impl FnOnce(&mut Partitioner, &mut Watch<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut events = Vec::new();
+        let mut books = lock(&self.books);
+        let (before, asked) =
+            (Variable::of(&books.partitioner), books.partitioner.shared().requested);
+        let result = wish(&mut books.partitioner, &mut |change| {
+            events.push(MemEvent::changed(&self.geometry, change));
+        });
+        let shared = *books.partitioner.shared();
+        if shared.requested != asked && shared.requested == shared.plugged {
+            // Reached without the guest's doing: it will not be heard of again.
+            self.push_shared(&mut events, &shared);
+        }
+        let interrupts = self.publish(&books.partitioner, &before);
+        drop(books);
+        self.report(&mut events);
+        let interrupt = lock(&self.interrupt).clone();
+        if let Some(interrupt) = interrupt.filter(|_| interrupts) {
+            interrupt.config_changed();
+        }
+        result
+    }
+
+    /// A request of the guest's: the answer, which the caller delivers, and then the `events`. The
+    /// configuration space shows the new sizes. No interrupt: what a request changes, the driver
+    /// has asked for.
+    pub(super) fn serve(&self, request: Request, events: &mut Vec<MemEvent>) -> Response {
+        let mut books = lock(&self.books);
+        let (before, had) = (Variable::of(&books.partitioner), books.partitioner.shared().plugged);
+        let outcome = books.carry_out(request, &self.counters, &mut |change| {
+            events.push(MemEvent::changed(&self.geometry, change));
+        });
+        let shared = *books.partitioner.shared();
+        if shared.plugged != had {
+            self.push_shared(events, &shared);
+        }
+        self.publish(&books.partitioner, &before);
+        drop(books);
+        outcome.unwrap_or_else(|failure| self.failed(request, &failure).into())
+    }
+
+    /// Tells the observer, with no lock held.
+    pub(super) fn report(&self, events: &mut Vec<MemEvent>) {
+        events.drain(..).for_each(|event| (self.observer)(event));
+    }
+
+    /// Counts a chain that is no request.
+    pub(super) fn malformed(&self, why: Malformed) {
+        warn_rarely(self.counters.refused(), format_args!("{why}"));
+    }
+
+    /// Counts what was not done, and returns what the driver is told.
+    fn failed(&self, request: Request, failure: &Failure) -> Answer {
+        let answer = failure.answer();
+        match failure {
+            Failure::Host(error) => {
+                let what = format_args!("{error}: {}", error.source);
+                warn_rarely(self.counters.host_failed(), what);
+            }
+            Failure::Refused(refusal) if answer == Answer::Error => {
+                warn_rarely(self.counters.refused(), format_args!("{request:x?}: {refusal}"));
+            }
+            // A race with the host, as will happen.
+            Failure::Refused(_) => {}
+        }
+        answer
+    }
+
+    /// Brings the configuration space in line with the books, under their lock. Returns whether the
+    /// driver has to be told of the change since `before`.
+    fn publish(&self, partitioner: &Partitioner, before: &Variable) -> bool {
+        let now = Variable::of(partitioner);
+        if now != *before {
+            self.config.write(Variable::OFFSET, now.as_bytes());
+        }
+        now.interrupts_after(before)
+    }
+
+    /// The last of several events on shared memory says it all.
+    fn push_shared(&self, events: &mut Vec<MemEvent>, shared: &Account) {
+        let (requested, plugged) =
+            (self.geometry.bytes(shared.requested), self.geometry.bytes(shared.plugged));
+        if matches!(events.last(), Some(MemEvent::SharedPlugged { .. })) {
+            events.pop();
+        }
+        events.push(MemEvent::SharedPlugged { requested, plugged });
+    }
+}
+
+/// Logs the `count`th event of its kind, if it is the first, second, fourth, and so on: a guest can
+/// make millions, and with a failing host even a correct one does.
+fn warn_rarely(count: u64, what: fmt::Arguments<'_>) {
+    if count.is_power_of_two() {
+        warn!("virtio-mem: {what} ({count} like it so far)");
+    }
+}

@@ -1,0 +1,221 @@
+//! The device from the machine's side.
+
+use memctl::{Cookie, HostError, PartitionId, PartitionState, Removal, Resize};
+
+use super::super::{BlockView, MemError, PartitionView};
+use super::*;
+
+fn add(rig: &Rig, name: &str, blocks: u64) -> Result<PartitionView, MemError> {
+    rig.handle.add_partition(name.parse().unwrap(), Cookie(7), size(blocks), None)
+}
+
+fn shared(requested: u64, plugged: u64) -> MemEvent {
+    MemEvent::SharedPlugged { requested: size(requested), plugged: size(plugged) }
+}
+
+/// State changes so far, as names and states.
+fn changes(rig: &Rig) -> Vec<(String, PartitionState, PartitionState)> {
+    let change = |event| match event {
+        MemEvent::PartitionChanged { partition, from } => {
+            Some((partition.name.to_string(), from, partition.state))
+        }
+        MemEvent::SharedPlugged { .. } => None,
+    };
+    rig.events().into_iter().filter_map(change).collect()
+}
+
+#[test]
+fn sizes_are_those_of_the_configuration_space() {
+    let mut rig = Rig::new(layout(16), None);
+    rig.handle.resize_shared(size(8), None).unwrap();
+    add(&rig, "fn-1", 4).unwrap();
+    rig.plug(0, 2);
+    rig.plug(16, 3);
+    let sizes = rig.handle.sizes();
+    assert_eq!((sizes.requested, sizes.plugged, sizes.usable), (size(12), size(5), size(20)));
+    assert_eq!((sizes.region, sizes.block), (size(64), size(1)));
+    assert_eq!((sizes.shared_requested, sizes.shared_plugged), (size(8), size(2)));
+    let fields = [REQUESTED, PLUGGED, USABLE, 24, 0].map(|offset| Size::new(rig.config(offset)));
+    let same = [sizes.requested, sizes.plugged, sizes.usable, sizes.region, sizes.block];
+    assert_eq!(fields, same);
+}
+
+#[test]
+fn a_resize_to_the_same_size_says_so() {
+    let rig = Rig::wanting(8);
+    assert_eq!(rig.handle.resize_shared(size(8), None), Ok(Resize::Unchanged));
+    assert_eq!(rig.handle.resize_shared(size(9), None), Ok(Resize::Changed));
+}
+
+#[test]
+fn a_size_that_is_not_whole_blocks_is_refused_with_the_block_size() {
+    let rig = Rig::new(layout(16), None);
+    let odd = Size::new(BLOCK + 1);
+    let refused = MemError::NotWholeBlocks { size: odd, block: size(1) };
+    assert_eq!(rig.handle.resize_shared(odd, None), Err(refused.clone()));
+    let name = "fn-1".parse().unwrap();
+    let added = rig.handle.add_partition(name, Cookie(0), odd, None);
+    assert_eq!(added, Err(refused.clone()));
+    assert_eq!(rig.handle.resize_partition(PartitionId(1), odd, None), Err(refused.clone()));
+    assert_eq!(refused.to_string(), "2097153 bytes is not a whole number of blocks of 2 MiB");
+}
+
+#[test]
+fn the_partitioners_refusals_pass_through() {
+    let rig = Rig::new(layout(16), None);
+    let refused = |error: HostError| MemError::Refused(error);
+    let over = refused(HostError::OverSharedArea(size(16)));
+    assert_eq!(rig.handle.resize_shared(size(17), None), Err(over));
+    let full = rig.handle.resize_shared(size(8), Some(size(7))).unwrap_err();
+    let host_full = HostError::HostFull { wanted: size(8), free: size(7) };
+    assert_eq!((full.to_string(), full), (host_full.to_string(), refused(host_full)));
+    add(&rig, "fn-1", 4).unwrap();
+    assert!(matches!(add(&rig, "fn-1", 4), Err(MemError::Refused(HostError::NameTaken(_)))));
+    let unknown = PartitionId(9);
+    assert_eq!(rig.handle.remove_partition(unknown), Err(refused(HostError::Unknown(unknown))));
+    assert_eq!(rig.handle.sizes().requested, size(4));
+}
+
+#[test]
+fn shared_memory_that_moves_is_told_with_the_sizes_of_the_moment() {
+    let mut rig = Rig::wanting(8);
+    assert_eq!(rig.events(), [], "nothing was plugged yet");
+    rig.plug(0, 6);
+    rig.plug(6, 2);
+    rig.unplug(0, 1);
+    assert_eq!(rig.events(), [shared(8, 6), shared(8, 8), shared(8, 7)]);
+    rig.plug(0, 65535);
+    rig.state(0, 1);
+    assert_eq!(rig.events(), []);
+}
+
+#[test]
+fn a_wish_for_what_the_guest_has_already_is_reached_at_once() {
+    let mut rig = Rig::wanting(8);
+    rig.plug(0, 4);
+    rig.events();
+    rig.handle.resize_shared(size(4), None).unwrap();
+    assert_eq!(rig.events(), [shared(4, 4)]);
+}
+
+#[test]
+fn requests_served_together_make_one_event_on_shared_memory() {
+    let mut rig = Rig::wanting(8);
+    for at in 0..3u16 {
+        let place = REQUEST + 32 * u64::from(at);
+        rig.write(place, &request(PLUG, BASE + u64::from(at) * BLOCK, 1));
+        let chain = [readable(place, 24), writable(REPLY + 16 * u64::from(at), 10)];
+        testing_chain(&rig, 2 * at, chain);
+    }
+    rig.kick();
+    assert_eq!((rig.answered(), rig.events()), (3, vec![shared(8, 3)]));
+    assert_eq!(rig.interrupts.used.load(Ordering::Relaxed), 1);
+}
+
+/// A chain of two in the descriptors from `at` on.
+fn testing_chain(rig: &Rig, at: u16, [first, second]: [Descriptor; 2]) {
+    let first = Descriptor::new(first.addr().0, first.len(), 1, at + 1);
+    rig.ring.desc_table().store(at, first.into()).unwrap();
+    rig.ring.desc_table().store(at + 1, second.into()).unwrap();
+    rig.offer_head(at);
+}
+
+#[test]
+fn a_partitions_life_with_a_stock_guest_is_told_step_by_step() {
+    use PartitionState::{Absent, Plugged, Requested};
+    let mut rig = Rig::new(layout(16), None);
+    let made = add(&rig, "fn-1", 8).unwrap();
+    assert_eq!((made.state, made.requested, made.plugged), (Requested, size(8), size(0)));
+    rig.plug(16, 4);
+    rig.plug(20, 4);
+    let seen = rig.handle.find_partition("fn-1").unwrap();
+    assert_eq!((seen.state, seen.plugged, seen.peak), (Plugged, size(8), size(8)));
+    assert_eq!((seen.cookie, seen.counters.plugs, seen.hints.used), (Cookie(7), 2, None));
+    assert_eq!(rig.handle.partitions(), [seen]);
+
+    assert_eq!(rig.handle.remove_partition(made.id), Ok(Removal::Asked));
+    assert_eq!(rig.config(REQUESTED), 0);
+    rig.unplug(16, 8);
+    assert_eq!(rig.handle.partitions(), []);
+    assert_eq!(rig.handle.find_partition("fn-1"), None);
+    let name = || "fn-1".to_string();
+    let steps =
+        [(name(), Absent, Requested), (name(), Requested, Plugged), (name(), Plugged, Absent)];
+    assert_eq!(changes(&rig), steps);
+}
+
+#[test]
+fn a_partition_that_nobody_took_goes_at_once() {
+    let rig = Rig::new(layout(16), None);
+    let id = add(&rig, "fn-1", 8).unwrap().id;
+    assert_eq!(rig.handle.remove_partition(id), Ok(Removal::Gone));
+    assert_eq!(changes(&rig).len(), 2);
+}
+
+#[test]
+fn a_partition_can_be_resized() {
+    let mut rig = Rig::new(layout(16), None);
+    let id = add(&rig, "fn-1", 8).unwrap().id;
+    let before = rig.config_interrupts();
+    assert_eq!(rig.handle.resize_partition(id, size(12), None), Ok(Resize::Changed));
+    assert_eq!(rig.handle.resize_partition(id, size(12), None), Ok(Resize::Unchanged));
+    assert_eq!(rig.config_interrupts(), before + 1);
+    assert_eq!(rig.plug(16, 12), ACK);
+}
+
+#[test]
+fn every_block_is_booked_to_its_owner() {
+    let mut rig = Rig::new(layout(16), None);
+    rig.handle.resize_shared(size(16), None).unwrap();
+    add(&rig, "fn-1", 8).unwrap();
+    add(&rig, "fn-2", 8).unwrap();
+    assert_eq!(rig.plug(12, 16), ACK);
+    let plugged: Vec<_> = rig.handle.partitions().iter().map(|one| one.plugged).collect();
+    assert_eq!(plugged, [size(8), size(4)]);
+    assert_eq!(rig.handle.sizes().shared_plugged, size(4));
+}
+
+#[test]
+fn a_touched_address_is_traced_to_block_and_owner() {
+    let mut rig = Rig::new(layout(16), None);
+    add(&rig, "fn-1", 8).unwrap();
+    rig.plug(16, 1);
+    let at = |block: u64| rig.handle.block_at(BASE + block * BLOCK + 5);
+    let view = |block: u64, plugged, owner: Option<&str>| {
+        let owner = owner.map(|name| name.parse().unwrap());
+        Some(BlockView { block: BASE + block * BLOCK, plugged, owner })
+    };
+    assert_eq!(at(0), view(0, false, None));
+    assert_eq!(at(16), view(16, true, Some("fn-1")));
+    assert_eq!(at(17), view(17, false, Some("fn-1")));
+    assert_eq!(at(63), view(63, false, None), "beyond the usable size");
+    assert_eq!((at(64), rig.handle.block_at(BASE - 1)), (None, None));
+}
+
+/// Neither the observer nor an interrupt is called under the device's lock.
+#[test]
+fn an_observer_may_use_the_handle() {
+    let slot: Arc<Mutex<Option<MemHandle>>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (inner, log) = (Arc::clone(&slot), Arc::clone(&seen));
+    let observer = Box::new(move |_| {
+        let handle = inner.lock().unwrap().clone();
+        log.lock().unwrap().push(handle.unwrap().sizes().requested);
+    });
+    let host = Rig::wanting(0).host;
+    let device = Mem::new(layout(16), None, Box::new(MockHost(host)), observer);
+    *slot.lock().unwrap() = Some(device.handle());
+    let name = "fn-1".parse().unwrap();
+    device.handle().add_partition(name, Cookie(0), size(4), None).unwrap();
+    assert_eq!(*seen.lock().unwrap(), [size(4)]);
+}
+
+#[test]
+fn a_handle_outlives_its_device() {
+    let rig = Rig::wanting(8);
+    let (handle, counters) = (rig.handle.clone(), rig.device.counters());
+    drop(rig);
+    assert_eq!(handle.sizes().requested, size(8));
+    assert_eq!(handle.resize_shared(size(4), None), Ok(Resize::Changed));
+    assert!(counters.list().iter().all(|(_, count)| *count == 0));
+}
