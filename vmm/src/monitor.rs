@@ -13,6 +13,7 @@
 //! A guest's power-off ends the process; its reset, like `vm.reboot`, builds the machine anew.
 
 mod instance;
+mod memory;
 
 use std::io;
 use std::os::fd::AsRawFd;

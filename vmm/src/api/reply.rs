@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::config::{ConfigError, VmConfig};
 use super::pending::Pending;
-use super::regions::PartitionReply;
+use super::regions::{PartitionReply, RegionReply};
 use crate::machine::spec::InvalidConfig;
 
 /// The answer to a request that was carried out.
@@ -64,6 +64,10 @@ pub struct InfoReply {
     pub state: VmState,
     /// RAM the guest has now, in bytes: what it booted with, and what is plugged.
     pub memory_actual_size: u64,
+    /// Memory that comes and goes; `None` without a running VM that has room for any. Cloud
+    /// Hypervisor shows nothing of the kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<RegionReply>,
     /// Devices by id.
     pub device_tree: BTreeMap<String, DeviceNode>,
 }
@@ -231,9 +235,11 @@ mod tests {
             config: VmConfig::default(),
             state: VmState::Created,
             memory_actual_size: 1 << 29,
+            memory: None,
             device_tree: BTreeMap::from([("_disk0".into(), node)]),
         };
         let json = serde_json::to_value(&info).unwrap();
+        assert!(json.get("memory").is_none(), "there is no room for any");
         assert_eq!(json["state"], "Created");
         assert_eq!(json["memory_actual_size"], 536_870_912);
         assert_eq!(json["config"]["serial"]["mode"], "Null");

@@ -14,8 +14,10 @@ use devices::serial::SerialPort;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleHandle};
 use devices::virtio::device::VirtioDevice;
+use devices::virtio::mem::{Mem, MemHandle, Observer};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::VirtioPci;
+use memctl::{Geometry, Layout};
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -27,7 +29,10 @@ use crate::arch::x86_64::{acpi, boot, layout, registers};
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::vcpu::{Buses, VcpuState, Vcpus};
 use crate::kvm::{Vm, VmHandle};
-use crate::memory::{self, GuestRam, disk};
+use crate::memory::{self, GuestRam, HotplugMemory, disk};
+
+/// Identifier of the virtio-mem device in the device tree.
+const HOTPLUG_ID: &str = "__mem";
 
 /// What a machine's serial port and console are connected to. Opened before the first boot and kept
 /// over reboots, so that a pseudo-terminal's client stays connected.
@@ -49,6 +54,18 @@ impl Characters {
     }
 }
 
+/// What a machine is connected to. It outlives any one machine.
+pub struct Surroundings<'a> {
+    /// What the machine tells the monitor.
+    pub signals: &'a Signals,
+    /// What serial port and console are connected to.
+    pub characters: &'a Characters,
+    /// The serial port's descriptors are added here.
+    pub serial: &'a Arc<Epoll>,
+    /// Who is told when hotplug memory changes hands; called on a device thread.
+    pub memory_observer: Observer,
+}
+
 /// A machine under construction.
 pub struct Builder<'a> {
     spec: &'a Spec,
@@ -57,47 +74,63 @@ pub struct Builder<'a> {
     memory: Arc<GuestMemory>,
     ram: Vec<Range<u64>>,
     physical_bits: u8,
+    memory_64: Option<Range<u64>>,
     ports: Bus,
     pci: Arc<PciRoot>,
     devices: Table,
 }
 
 impl<'a> Builder<'a> {
-    /// Builds the machine that `spec` describes, paused. Its serial port and console are connected
-    /// to `characters`, the serial port's descriptors added to `events`.
+    /// Builds the machine that `spec` describes, paused.
     ///
     /// # Errors
     /// KVM, the host, or a file of the payload; nothing is left behind.
-    pub fn build(
-        spec: &'a Spec,
-        signals: &'a Signals,
-        characters: &Characters,
-        events: &Arc<Epoll>,
-    ) -> Result<Machine, Error> {
-        let mut builder = Self::new(spec, signals)?;
+    pub fn build(spec: &'a Spec, around: Surroundings<'a>) -> Result<Machine, Error> {
+        let (mut builder, hotplug) = Self::new(spec, around.signals)?;
         let power = builder.power()?;
-        let serial = builder.serial(characters, events)?;
-        let console = builder.console(characters)?;
+        let serial = builder.serial(around.characters, around.serial)?;
+        let console = builder.console(around.characters)?;
         builder.rng()?;
         for disk in &spec.disks {
             builder.disk(disk)?;
         }
+        let hotplug = match (&spec.hotplug, hotplug) {
+            (Some(room), Some(memory)) => {
+                Some(builder.memory(room, memory, around.memory_observer)?)
+            }
+            _ => None,
+        };
         let (vcpus, devices, memory) = builder.finish(serial.is_some())?;
-        Ok(Machine { vcpus, devices, serial, console, power, memory, paused: true })
+        Ok(Machine {
+            vcpus,
+            devices,
+            serial,
+            console,
+            hotplug,
+            power,
+            _memory: memory,
+            paused: true,
+        })
     }
 
-    fn new(spec: &'a Spec, signals: &'a Signals) -> Result<Self, Error> {
+    fn new(spec: &'a Spec, signals: &'a Signals) -> Result<(Self, Option<HotplugMemory>), Error> {
         let vm = Vm::new()?;
         let ram = layout::ram(spec.memory.size);
-        let GuestRam { memory, .. } = memory::allocate(&spec.memory, &ram, None, vm.readers())?;
+        let room = spec.hotplug.map(|room| (layout::hotplug(&ram, room.room()), room.block));
+        let memory_end = room.as_ref().map_or(ram[ram.len() - 1].end, |(range, _)| range.end);
+        let GuestRam { memory, hotplug } =
+            memory::allocate(&spec.memory, &ram, room, vm.readers())?;
         vm.map_memory(&memory)?;
         let physical_bits = cpuid::physical_bits(vm.supported_cpuid(), spec.cpus.max_phys_bits);
+        let memory_64 = layout::pci_memory_64(memory_end, physical_bits);
         let pci = PciRoot::new(Apertures {
             low: layout::PCI_MEMORY_32,
-            high: pci_memory_64(&ram, physical_bits).unwrap_or(0..0),
+            high: memory_64.clone().unwrap_or(0..0),
         });
         let (ports, devices) = (Bus::default(), Table::default());
-        Ok(Self { spec, signals, vm, memory, ram, physical_bits, ports, pci, devices })
+        let this =
+            Self { spec, signals, vm, memory, ram, physical_bits, memory_64, ports, pci, devices };
+        Ok((this, hotplug))
     }
 
     /// Sleep, reset and event registers, and the clock.
@@ -153,6 +186,29 @@ impl<'a> Builder<'a> {
         self.attach(&disk.id, Box::new(block), Box::new(move || counters.list()))
     }
 
+    /// The device through which the guest takes and gives back `memory`.
+    fn memory(
+        &mut self,
+        room: &spec::Hotplug,
+        memory: HotplugMemory,
+        observer: Observer,
+    ) -> Result<MemHandle, Error> {
+        let start = layout::hotplug(&self.ram, room.room()).start;
+        let geometry =
+            Geometry::new(start, room.block, room.room()).map_err(device_error(HOTPLUG_ID))?;
+        let layout = Layout {
+            geometry,
+            shared_area: geometry.whole_blocks(room.shared).unwrap_or(geometry.blocks()),
+            cap: None,
+            max_partitions: room.max_partitions,
+        };
+        let device = Mem::new(layout, None, Box::new(memory), observer);
+        let (handle, counters) = (device.handle(), device.counters());
+        handle.resize_shared(room.plugged_at_boot, None).map_err(device_error(HOTPLUG_ID))?;
+        self.attach(HOTPLUG_ID, Box::new(device), Box::new(move || counters.list()))?;
+        Ok(handle)
+    }
+
     /// Puts a virtio device on the bus and in the table. All devices take this way.
     fn attach(
         &mut self,
@@ -177,7 +233,7 @@ impl<'a> Builder<'a> {
         let cpus = u32::from(self.spec.cpus.boot);
         let platform = acpi::Platform {
             apic_ids: (0..cpus).map(|cpu| topology.apic_id(cpu) as u8).collect(),
-            pci_memory_64: pci_memory_64(&self.ram, self.physical_bits),
+            pci_memory_64: self.memory_64.clone(),
             serial,
         };
         let rsdp = acpi::write(&platform, &self.memory).map_err(Error::Acpi)?;
@@ -203,10 +259,6 @@ impl<'a> Builder<'a> {
             affinity: pinned.map(|a| a.host_cpus.clone()).unwrap_or_default(),
         }
     }
-}
-
-fn pci_memory_64(ram: &[Range<u64>], physical_bits: u8) -> Option<Range<u64>> {
-    layout::pci_memory_64(ram.last().map_or(0, |range| range.end), physical_bits)
 }
 
 fn no_counters() -> CounterSource {

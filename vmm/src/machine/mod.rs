@@ -22,16 +22,15 @@ use std::sync::Arc;
 use devices::guest_memory::GuestMemory;
 use devices::platform::power::{Event, Events};
 use devices::virtio::console::{ConsoleHandle, WindowSize};
+use devices::virtio::mem::MemHandle;
 use log::error;
-use memctl::Bytes;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::boot;
 use crate::kvm::vcpu::{Fault, Vcpus};
 use crate::{kvm, memory};
 
-pub use builder::{Builder, Characters};
+pub use builder::{Builder, Characters, Surroundings};
 pub use table::Attached;
 use table::{SerialEvents, Table};
 
@@ -99,8 +98,9 @@ pub struct Machine {
     devices: Table,
     serial: Option<SerialEvents>,
     console: Option<ConsoleHandle>,
+    hotplug: Option<MemHandle>,
     power: Arc<Events>,
-    memory: Arc<GuestMemory>,
+    _memory: Arc<GuestMemory>,
     paused: bool,
 }
 
@@ -165,9 +165,9 @@ impl Machine {
         self.vcpus.counters().list()
     }
 
-    /// RAM the guest has.
-    pub fn memory_size(&self) -> Bytes {
-        Bytes::new(self.memory.iter().map(GuestMemoryRegion::len).sum())
+    /// The device through which memory comes and goes, where there is one.
+    pub fn hotplug(&self) -> Option<&MemHandle> {
+        self.hotplug.as_ref()
     }
 
     /// Ends the vCPUs; returns why one of them could not go on.

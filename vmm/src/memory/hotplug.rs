@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use devices::guest_memory::Gate;
 use devices::readers::Readers;
+use devices::virtio::mem::HostBlocks;
 use memctl::Bytes;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
@@ -63,39 +64,6 @@ impl HotplugMemory {
         Arc::clone(&self.gate)
     }
 
-    /// Opens `range` (bytes from the region's start, whole blocks): it reads as zeros.
-    ///
-    /// # Errors
-    /// The host is out of memory, or too many runs are open. Nothing has changed.
-    pub fn open(&mut self, range: Range<u64>) -> io::Result<()> {
-        let runs = self.runs_after(&range, true)?;
-        let bytes = bytes(&range);
-        self.mapping.open(&bytes, &self.memory, self.file.as_deref())?;
-        if let Err(error) = self.mapping.apply(&bytes, &self.memory) {
-            self.free(&bytes)?;
-            return Err(Error::other(error));
-        }
-        self.gate.set_bytes(&range, true);
-        self.runs = runs;
-        Ok(())
-    }
-
-    /// Closes `range` to guest and monitor, and frees its memory on the host.
-    ///
-    /// # Errors
-    /// The host refused, or too many runs would be left open. Nothing has changed.
-    pub fn release(&mut self, range: Range<u64>) -> io::Result<()> {
-        let runs = self.runs_after(&range, false)?;
-        self.gate.set_bytes(&range, false);
-        self.readers.wait();
-        if let Err(error) = self.free(&bytes(&range)) {
-            self.gate.set_bytes(&range, true);
-            return Err(error);
-        }
-        self.runs = runs;
-        Ok(())
-    }
-
     /// Closes and frees. On failure the old memory is back, with its contents.
     fn free(&self, range: &Range<usize>) -> io::Result<()> {
         self.mapping.close(range)?;
@@ -123,6 +91,35 @@ impl HotplugMemory {
             return Err(Error::new(ErrorKind::QuotaExceeded, text));
         }
         Ok(runs)
+    }
+}
+
+/// # Errors
+/// Both calls also fail when more than [`MAX_RUNS`] runs would be open, with the same promise.
+impl HostBlocks for HotplugMemory {
+    fn open(&mut self, range: Range<u64>) -> io::Result<()> {
+        let runs = self.runs_after(&range, true)?;
+        let bytes = bytes(&range);
+        self.mapping.open(&bytes, &self.memory, self.file.as_deref())?;
+        if let Err(error) = self.mapping.apply(&bytes, &self.memory) {
+            self.free(&bytes)?;
+            return Err(Error::other(error));
+        }
+        self.gate.set_bytes(&range, true);
+        self.runs = runs;
+        Ok(())
+    }
+
+    fn release(&mut self, range: Range<u64>) -> io::Result<()> {
+        let runs = self.runs_after(&range, false)?;
+        self.gate.set_bytes(&range, false);
+        self.readers.wait();
+        if let Err(error) = self.free(&bytes(&range)) {
+            self.gate.set_bytes(&range, true);
+            return Err(error);
+        }
+        self.runs = runs;
+        Ok(())
     }
 }
 

@@ -65,9 +65,8 @@ pub fn allocate(
     hotplug: Option<(Range<u64>, Bytes)>,
     readers: &Arc<Readers>,
 ) -> Result<GuestRam, Error> {
-    let size = |range: &Range<u64>| {
-        usize::try_from(range.end - range.start).map_err(|_| Error::TooLarge)
-    };
+    let size =
+        |range: &Range<u64>| usize::try_from(range.end - range.start).map_err(|_| Error::TooLarge);
     let mut regions = Vec::with_capacity(ranges.len() + 1);
     for range in ranges {
         let backed = Backed::closed(range.start, size(range)?, memory)?;

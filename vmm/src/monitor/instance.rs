@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use log::info;
+use memctl::Bytes;
 use vmm_sys_util::epoll::Epoll;
 
-use super::Error;
+use super::{Error, memory};
 use crate::api::config::{CharConfig, VmConfig};
 use crate::api::{
-    ApiError, Counters, DeviceNode, ErrorKind, EventMonitor, InfoReply, Reply, Request, VmState,
+    ApiError, Counters, DeviceNode, ErrorKind, EventMonitor, InfoReply, RegionReply, Reply,
+    Request, VmState,
 };
 use crate::kvm::vcpu::Fault;
 use crate::machine::chardev::CharDevice;
 use crate::machine::spec::Spec;
-use crate::machine::{self, Attached, Builder, Characters, Machine, Signals};
+use crate::machine::{self, Attached, Builder, Characters, Machine, Signals, Surroundings};
 
 /// A VM from `vm.create` to `vm.delete`. Owned by the monitor.
 pub(super) struct Instance {
@@ -46,6 +48,14 @@ impl Instance {
     pub(super) fn call(&mut self, request: Request) -> Result<Reply, ApiError> {
         match (&mut self.machine, request) {
             (_, Request::Info) => return Ok(Reply::Info(Box::new(self.info()))),
+            (_, Request::Resize { desired_ram }) => self.resize(desired_ram)?,
+            (machine, Request::Partitions) => return Ok(memory::partitions(machine.as_ref())),
+            (
+                _,
+                Request::AddPartition { .. }
+                | Request::RemovePartition { .. }
+                | Request::ResizePartition { .. },
+            ) => return Err(memory::no_channel(self.spec.hotplug.as_ref())),
             (Some(machine), Request::Counters) => return Ok(Reply::Counters(counters(machine))),
             (None, Request::Boot) => self.boot().map_err(internal)?,
             (Some(machine), Request::Pause) if !machine.is_paused() => {
@@ -68,11 +78,32 @@ impl Instance {
     /// Builds the machine and lets it run.
     pub(super) fn boot(&mut self) -> Result<(), machine::Error> {
         self.events.event("vm", "booting", &[]);
-        let mut machine =
-            Builder::build(&self.spec, &self.signals, &self.characters, &self.serial)?;
+        let around = Surroundings {
+            signals: &self.signals,
+            characters: &self.characters,
+            serial: &self.serial,
+            memory_observer: memory::observer(self.events.clone()),
+        };
+        let mut machine = Builder::build(&self.spec, around)?;
         machine.resume()?;
         self.machine = Some(machine);
         self.events.event("vm", "booted", &[]);
+        Ok(())
+    }
+
+    /// Wants the guest to have `desired` of memory, partitions not counted: at once where it runs,
+    /// else from its next boot on. A reboot keeps the size.
+    fn resize(&mut self, desired: Bytes) -> Result<(), ApiError> {
+        let room = self.spec.hotplug.as_mut();
+        let shared = memory::shared_size(desired, self.spec.memory.size, room.as_deref())?;
+        let hotplug = self.machine.as_ref().and_then(Machine::hotplug);
+        if let Some(hotplug) = hotplug {
+            hotplug.resize_shared(shared, None).map_err(memory::refused)?;
+        }
+        if let Some(room) = room {
+            room.plugged_at_boot = shared;
+            self.config.memory.hotplugged_size = Some(shared.as_u64());
+        }
         Ok(())
     }
 
@@ -131,12 +162,14 @@ impl Instance {
 
     fn info(&self) -> InfoReply {
         let machine = self.machine.as_ref();
-        let size = machine.map_or(self.spec.memory.size, Machine::memory_size);
+        let hotplug = machine.and_then(Machine::hotplug);
+        let plugged = hotplug.map_or(0, |hotplug| hotplug.sizes().plugged.as_u64());
         let devices = machine.map(Machine::devices).unwrap_or_default();
         InfoReply {
             config: self.config.clone(),
             state: self.state(),
-            memory_actual_size: size.as_u64(),
+            memory_actual_size: self.spec.memory.size.as_u64() + plugged,
+            memory: hotplug.map(|hotplug| hotplug.look(|books| RegionReply::from(books))),
             device_tree: devices.iter().map(|device| (device.id.clone(), node(device))).collect(),
         }
     }

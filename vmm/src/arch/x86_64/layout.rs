@@ -63,6 +63,13 @@ pub fn ram(size: Bytes) -> Vec<Range<u64>> {
     ranges.into_iter().filter(|range| !range.is_empty()).collect()
 }
 
+/// Where memory that is plugged at run time has its room of `size`, behind all of `ram`.
+pub fn hotplug(ram: &[Range<u64>], size: Bytes) -> Range<u64> {
+    let end = ram.last().map_or(0, |range| range.end);
+    let start = end.max(4 * GIB).next_multiple_of(GIB);
+    start..start + size.as_u64()
+}
+
 /// The 64-bit PCI memory aperture of a machine whose memory ends at `memory_end`, or `None` when
 /// `physical_bits` of address leave less than 1 GiB above it.
 pub fn pci_memory_64(memory_end: u64, physical_bits: u8) -> Option<Range<u64>> {
@@ -112,6 +119,14 @@ mod tests {
             .map(|(range, _)| range.end - range.start)
             .sum();
         assert_eq!(usable, 6 * GIB - (HIGH_RAM - LOW_RAM_END));
+    }
+
+    #[test]
+    fn hotplug_lies_above_4_gib_whatever_the_ram() {
+        for (size, start) in [(128 * MIB, 4 * GIB), (3 * GIB, 4 * GIB), (6 * GIB + 1, 8 * GIB)] {
+            let room = hotplug(&ram(Bytes::new(size)), Bytes::gib(2));
+            assert_eq!(room, start..start + 2 * GIB);
+        }
     }
 
     #[test]
