@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ const POOL: &str = "/proc/sys/vm/nr_hugepages";
 
 /// A running process.
 #[derive(Clone, Copy, Debug)]
-pub struct Process(pub(crate) u32);
+pub struct Process(u32);
 
 /// One mapping of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,11 @@ pub struct Mapping {
 }
 
 impl Process {
+    /// A process we started.
+    pub fn of(child: &Child) -> Self {
+        Self(child.id())
+    }
+
     /// Its number.
     pub fn id(self) -> u32 {
         self.0
@@ -77,10 +83,12 @@ impl Process {
     pub fn cpu_time(self) -> Result<Duration> {
         let mut total = Duration::ZERO;
         for entry in fs::read_dir(self.file("task")).context("no such process")? {
-            let text = fs::read_to_string(entry?.path().join("schedstat"))?;
+            // A thread may end between the list and the look.
+            let Ok(text) = fs::read_to_string(entry?.path().join("schedstat")) else { continue };
             let time = text.split_whitespace().next().context("schedstat is empty")?;
             total += Duration::from_nanos(time.parse()?);
         }
+        ensure!(!total.is_zero(), "the kernel does not tell CPU times");
         Ok(total)
     }
 

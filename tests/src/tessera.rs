@@ -175,7 +175,7 @@ impl Tessera {
 
     /// The process.
     pub fn process(&self) -> Process {
-        Process(self.child.id())
+        Process::of(&self.child)
     }
 
     /// What the monitor has logged so far.

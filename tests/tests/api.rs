@@ -76,8 +76,7 @@ fn a_vm_lives_from_create_to_delete() -> Result<()> {
         client.resume_vm().await?;
         assert_eq!(vm.shell("echo back")?, "back");
         client.power_button_vm().await?;
-        // The client would put it at vmm.nmi, which Cloud Hypervisor does not know either.
-        vm.api().put("vm.nmi")?.expect(204)?;
+        client.vmm_nmi_put().await?;
         assert_eq!(vm.shell("dmesg | grep -c NMI:")?, "1");
 
         client.reboot_vm().await?;
@@ -105,6 +104,7 @@ fn calls_in_the_wrong_state_are_refused() -> Result<()> {
         assert_eq!(refused(client.vm_counters_get().await).0, 404);
         assert_eq!(refused(client.pause_vm().await).0, 404);
         assert_eq!(refused(client.shutdown_vm().await).0, 404);
+        assert_eq!(refused(client.vmm_nmi_put().await).0, 404);
         assert_eq!(vm.api().put("vm.nmi")?.status, 404);
 
         // Created, not booted.
