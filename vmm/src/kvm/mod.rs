@@ -16,7 +16,7 @@ use devices::guest_memory::GuestMemory;
 use devices::hypervisor::{Hypervisor, MsiVectors, WorkerBody};
 use devices::readers::Readers;
 use devices::virtio::worker::Worker;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_clock_data, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -124,6 +124,24 @@ impl Vm {
             unsafe { self.fd.set_user_memory_region(slot) }.map_err(call("add a memory slot"))?;
         }
         Ok(())
+    }
+
+    /// The guest's clock (kvmclock) now.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn clock(&self) -> Result<kvm_clock_data, Error> {
+        self.fd.get_clock().map_err(call("read the guest's clock"))
+    }
+
+    /// Sets the guest's clock to what [`Vm::clock`] said, as if no time had passed since.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn set_clock(&self, clock: kvm_clock_data) -> Result<(), Error> {
+        // With its flags KVM would add the time that has passed.
+        let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
+        self.fd.set_clock(&clock).map_err(call("set the guest's clock"))
     }
 
     /// Raises interrupt line `gsi` of the I/O APIC whenever `event` is signalled, as an edge.

@@ -18,7 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use devices::bus::Bus;
-use kvm_bindings::{CpuId, Msrs, kvm_regs, kvm_sregs};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use log::{debug, error};
 use vmm_sys_util::eventfd::EventFd;
@@ -31,6 +31,8 @@ const STACK: usize = 256 << 10;
 
 /// How long to wait for a signalled vCPU before signalling again.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(1);
+
+const MSR_TSC: u32 = 0x10;
 
 /// The two address spaces whose accesses end outside the kernel.
 pub struct Buses {
@@ -278,6 +280,8 @@ struct Vcpu {
     control: Arc<Control>,
     affinity: Vec<usize>,
     nmis_seen: u64,
+    /// Whether it has been in the guest: before that its counter has no past.
+    ran: bool,
 }
 
 impl Vcpu {
@@ -293,7 +297,7 @@ impl Vcpu {
             fd.set_regs(&regs).map_err(call("set registers"))?;
             set_fpu(&fd)?;
         }
-        Ok(Self { index, fd, control, affinity: state.affinity, nmis_seen: 0 })
+        Ok(Self { index, fd, control, affinity: state.affinity, nmis_seen: 0, ran: false })
     }
 
     fn run(mut self) -> Option<Fault> {
@@ -328,13 +332,18 @@ impl Vcpu {
         if state.goal == Goal::Pause {
             // Tells the guest's clock that time stood still; guests without kvmclock say EINVAL.
             let _ = self.fd.kvmclock_ctrl();
+            let stopped = self.ran.then(|| self.timestamp()).flatten();
             state.parked += 1;
             control.changed.notify_all();
             while state.goal == Goal::Pause {
                 state = control.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             state.parked -= 1;
+            if let Some(timestamp) = stopped.filter(|_| state.goal == Goal::Run) {
+                self.set_timestamp(timestamp);
+            }
         }
+        self.ran = true;
         if self.nmis_seen != state.nmis {
             self.nmis_seen = state.nmis;
             if let Err(error) = self.fd.nmi() {
@@ -342,6 +351,24 @@ impl Vcpu {
             }
         }
         state.goal == Goal::Run
+    }
+
+    /// The time-stamp counter as the guest reads it.
+    fn timestamp(&self) -> Option<u64> {
+        let entry = kvm_msr_entry { index: MSR_TSC, ..Default::default() };
+        let mut msrs = Msrs::from_entries(&[entry]).ok()?;
+        let read = self.fd.get_msrs(&mut msrs).is_ok_and(|count| count == 1);
+        read.then(|| msrs.as_slice()[0].data)
+    }
+
+    /// Sets the guest's counter back to where a pause found it. KVM takes writes of all vCPUs within
+    /// a second for one and keeps them in step.
+    fn set_timestamp(&self, data: u64) {
+        let entry = kvm_msr_entry { index: MSR_TSC, data, ..Default::default() };
+        let msrs = Msrs::from_entries(&[entry]).expect("one entry fits");
+        if let Err(error) = self.fd.set_msrs(&msrs) {
+            error!("vCPU {}: setting its time-stamp counter back: {error}", self.index);
+        }
     }
 
     /// Runs the guest until its next exit and serves that.

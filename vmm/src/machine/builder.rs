@@ -100,7 +100,8 @@ impl<'a> Builder<'a> {
             }
             _ => None,
         };
-        let (vcpus, devices, memory) = builder.finish(serial.is_some())?;
+        let (vm, _memory) = (Arc::clone(&builder.vm), Arc::clone(&builder.memory));
+        let (vcpus, devices) = builder.finish(serial.is_some())?;
         Ok(Machine {
             vcpus,
             devices,
@@ -108,7 +109,9 @@ impl<'a> Builder<'a> {
             console,
             hotplug,
             power,
-            _memory: memory,
+            vm,
+            _memory,
+            stopped_clock: None,
             paused: true,
         })
     }
@@ -227,7 +230,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Loads the payload and makes the vCPUs.
-    fn finish(mut self, serial: bool) -> Result<(Vcpus, Table, Arc<GuestMemory>), Error> {
+    fn finish(mut self, serial: bool) -> Result<(Vcpus, Table), Error> {
         let given = self.spec.cpus.topology.map(Topology::from);
         let topology = given.unwrap_or_else(|| Topology::flat(self.spec.cpus.max.into()));
         let cpus = u32::from(self.spec.cpus.boot);
@@ -247,7 +250,7 @@ impl<'a> Builder<'a> {
         }
         let buses = Buses { ports: self.ports, memory };
         let vcpus = Vcpus::start(&self.vm, states, buses, clone(&self.signals.fault)?)?;
-        Ok((vcpus, self.devices, self.memory))
+        Ok((vcpus, self.devices))
     }
 
     fn vcpu(&self, cpu: u32, topology: Topology, entry: registers::Entry) -> VcpuState {

@@ -23,10 +23,12 @@ use devices::guest_memory::GuestMemory;
 use devices::platform::power::{Event, Events};
 use devices::virtio::console::{ConsoleHandle, WindowSize};
 use devices::virtio::mem::MemHandle;
+use kvm_bindings::kvm_clock_data;
 use log::error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::boot;
+use crate::kvm::Vm;
 use crate::kvm::vcpu::{Fault, Vcpus};
 use crate::{kvm, memory};
 
@@ -100,7 +102,9 @@ pub struct Machine {
     console: Option<ConsoleHandle>,
     hotplug: Option<MemHandle>,
     power: Arc<Events>,
+    vm: Arc<Vm>,
     _memory: Arc<GuestMemory>,
+    stopped_clock: Option<kvm_clock_data>,
     paused: bool,
 }
 
@@ -108,8 +112,11 @@ impl Machine {
     /// Lets devices and vCPUs run. Harmless when they do.
     ///
     /// # Errors
-    /// A device thread could not be started; the machine stays paused.
+    /// A device thread could not be started, or KVM refused; the machine stays paused.
     pub fn resume(&mut self) -> Result<(), Error> {
+        if let Some(clock) = self.stopped_clock.take() {
+            self.vm.set_clock(clock)?;
+        }
         self.devices.resume().map_err(|source| Error::Host { what: "a device thread", source })?;
         self.vcpus.resume();
         self.paused = false;
@@ -120,6 +127,10 @@ impl Machine {
     /// paused.
     pub fn pause(&mut self) {
         self.vcpus.pause();
+        if !self.paused {
+            // Without it, time would pass for the guest while it stands still.
+            self.stopped_clock = self.vm.clock().inspect_err(|error| error!("{error}")).ok();
+        }
         self.devices.pause();
         self.paused = true;
     }
