@@ -1,0 +1,198 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use memctl::{Bytes, PartitionName};
+
+/// The shortest time between two looks at the VM: a shorter one would only load the monitor.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+/// The longest, in milliseconds: an hour.
+const MAX_TIME: u64 = 3_600_000;
+
+/// See and steer the memory of a running VM
+#[derive(Debug, Parser)]
+#[command(name = "memctl", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// The socket that `tessera --api-socket PATH` made
+    #[arg(long, global = true, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+    /// Print the monitor's JSON, for programs
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Where the monitor listens. Ends the process with a usage error when that was not said.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.api_socket.clone().unwrap_or_else(|| {
+            let problem = "which VM? Name its socket with --api-socket PATH";
+            Self::command().error(ErrorKind::MissingRequiredArgument, problem).exit()
+        })
+    }
+}
+
+/// What to do. Sizes are a number of bytes, or one followed by K, M or G.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the VM's shared memory and its partitions
+    Ls,
+    /// Add a partition
+    Add(Add),
+    /// Remove a partition and wait until the host has its memory back
+    Rm(Remove),
+    /// Give a partition another size
+    Resize(Resize),
+    /// Print a line for each change
+    Watch(Interval),
+    /// Show the VM's memory live; q or Ctrl-C leaves
+    Top(Interval),
+    /// Give the VM another amount of shared memory
+    ResizeVm(ResizeVm),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Arguments of `add`.
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// A name for it: letters, digits, dots, dashes, underscores
+    pub(crate) id: PartitionName,
+    /// How much memory it has, such as 512M
+    #[arg(long)]
+    pub(crate) size: Bytes,
+    /// A number that the guest shows to its userspace
+    #[arg(long, default_value_t = 0)]
+    pub(crate) cookie: u64,
+    /// Back it with memory before the guest gets it
+    #[arg(long)]
+    pub(crate) prefault: bool,
+}
+
+/// Arguments of `rm`.
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// Its name
+    pub(crate) id: PartitionName,
+    /// How long to wait for the guest, such as 500ms, 5s or 1m; at most a minute
+    #[arg(long, default_value = "5s", value_parser = time, value_name = "TIME")]
+    pub(crate) timeout: Duration,
+}
+
+/// Arguments of `resize`.
+#[derive(Debug, Args)]
+pub(crate) struct Resize {
+    /// Its name
+    pub(crate) id: PartitionName,
+    /// How much memory it is to have, such as 1G
+    #[arg(long)]
+    pub(crate) size: Bytes,
+}
+
+/// Arguments of `watch` and `top`.
+#[derive(Debug, Args)]
+pub(crate) struct Interval {
+    /// Time between two looks at the VM
+    #[arg(long, default_value = "200ms", value_parser = interval, value_name = "TIME")]
+    pub(crate) interval: Duration,
+}
+
+/// Arguments of `resize-vm`.
+#[derive(Debug, Args)]
+pub(crate) struct ResizeVm {
+    /// RAM it booted with and shared memory plugged since, without partitions, such as 4G
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Bytes,
+}
+
+/// Reads `500ms`, `5s` or `1m`.
+fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
+    let unit = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return Err("not a time; write a whole number followed by ms, s or m".into()),
+    };
+    // `u64::from_str` alone would take a leading plus sign.
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let count: Option<u64> = digits.parse().ok().filter(|_| plain);
+    let millis = count.and_then(|count| count.checked_mul(unit)).filter(|ms| *ms <= MAX_TIME);
+    millis
+        .map(Duration::from_millis)
+        .ok_or_else(|| "not a time; write a whole number up to an hour, as in 500ms, 5s, 1m".into())
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = time(text)?;
+    if interval < MIN_INTERVAL {
+        return Err(format!("too short; use {}ms or more", MIN_INTERVAL.as_millis()));
+    }
+    Ok(interval)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_become_values() {
+        let cli = parsed("memctl --api-socket s add fn-7 --size 512M --cookie 9 --prefault");
+        let cli = cli.unwrap();
+        assert_eq!(cli.socket(), PathBuf::from("s"));
+        let Command::Add(add) = cli.command else { panic!("{cli:?}") };
+        assert_eq!((add.id.as_str(), add.size, add.cookie), ("fn-7", Bytes::mib(512), 9));
+        assert!(add.prefault && !cli.json);
+        let cli = parsed("memctl rm fn-7 --json --api-socket s").unwrap();
+        let Command::Rm(remove) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(remove.timeout, Duration::from_secs(5));
+        assert!(cli.json, "options may follow the command");
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error_that_names_the_argument() {
+        let cases = [
+            ("memctl add fn-7", "--size"),
+            ("memctl add fn/7 --size 1M", "1 to 64 ASCII letters"),
+            ("memctl add fn-7 --size 1X", "'--size <SIZE>': not a size"),
+            ("memctl rm fn-7 --timeout 5", "'--timeout <TIME>': not a time"),
+            ("memctl watch --interval 1ms", "'--interval <TIME>': too short; use 10ms or more"),
+            ("memctl resize-vm", "--memory"),
+            ("memctl completions tcsh", "tcsh"),
+        ];
+        for (line, part) in cases {
+            let error = parsed(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn times_have_units_and_an_end() {
+        assert_eq!(time("0s"), Ok(Duration::ZERO));
+        assert_eq!(time("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(time("60m"), Ok(Duration::from_secs(3600)));
+        let nonsense = ["", "s", "5", "-5s", "+5s", "1.5s", "5h", "61m", "99999999999999999999s"];
+        for text in nonsense.into_iter().chain(["é", "5é", "5 s"]) {
+            assert!(time(text).is_err(), "{text:?}");
+        }
+    }
+}

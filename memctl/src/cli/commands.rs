@@ -1,0 +1,165 @@
+//! What each command does.
+
+use std::env;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use clap::CommandFactory;
+use memctl::Bytes;
+use serde_json::{Value, json};
+
+use super::args::{Add, Cli, Command, Remove, Resize};
+use super::client::{CallError, Client, Reply};
+use super::live;
+use super::table::table;
+use super::text::time;
+use super::view::{Look, Partition, partition};
+
+/// How long the monitor may take to answer, besides what it is told to wait.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The monitor could not be asked, or would not.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Standard output is closed or full.
+    #[error("cannot print")]
+    Print(#[from] io::Error),
+    /// `top` has nothing to draw on.
+    #[error("top needs a terminal, on its input and on its output")]
+    NoTerminal,
+    /// The terminal does not do as told.
+    #[error("cannot use the terminal")]
+    Terminal(#[source] io::Error),
+}
+
+impl Failure {
+    /// Whether nothing failed but the reader of the output has gone.
+    pub(crate) fn reader_left(&self) -> bool {
+        matches!(self, Self::Print(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// What the user can do about it.
+    pub(crate) fn advice(&self) -> Option<String> {
+        match self {
+            Self::Call(error) => error.advice(),
+            Self::NoTerminal => Some("use `memctl ls`, or `memctl --json top`".into()),
+            Self::Print(_) | Self::Terminal(_) => None,
+        }
+    }
+}
+
+/// Carries out what the command line says.
+///
+/// # Errors
+/// A [`Failure`]. Wrong usage ends the process.
+pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
+    let client = || Client { socket: cli.socket() };
+    match &cli.command {
+        Command::Ls => list(&client(), cli.json),
+        Command::Add(args) => add(&client(), args, cli.json),
+        Command::Rm(args) => remove(&client(), args, cli.json),
+        Command::Resize(args) => resize(&client(), args, cli.json),
+        Command::Watch(args) => live::watch(&client(), args.interval, cli.json),
+        Command::Top(args) => live::top(&client(), args.interval, cli.json),
+        Command::ResizeVm(args) => resize_vm(&client(), args.memory, cli.json),
+        Command::Completions { shell } => {
+            // Into memory first: the generator panics when it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "memctl", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+fn list(client: &Client, json: bool) -> Result<(), Failure> {
+    let Look { info, list, machine, partitions } = live::look(client, PATIENCE)?;
+    if json {
+        return print_json(&json!({"info": info, "partitions": list}));
+    }
+    print(&table(&machine, &partitions, wants_colours()))
+}
+
+fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
+    let &Add { ref id, size, cookie, prefault } = args;
+    let body = json!({
+        "id": id.as_str(), "size": size.as_u64(), "prefault": prefault, "cookie": cookie,
+    });
+    let reply = client.put("vm.add-partition", &body, PATIENCE)?;
+    tell("vm.add-partition", reply, json, |partition| match partition {
+        Some(partition) => format!("{id}: added, {}", progress(&partition)),
+        None => format!("{id}: added"),
+    })
+}
+
+fn remove(client: &Client, args: &Remove, json: bool) -> Result<(), Failure> {
+    let Remove { id, timeout } = args;
+    let millis = u64::try_from(timeout.as_millis()).expect("arguments are at most an hour");
+    let body = json!({"id": id.as_str(), "timeout_ms": millis});
+    let reply = client.put("vm.remove-partition", &body, *timeout + PATIENCE)?;
+    tell("vm.remove-partition", reply, json, |partition| {
+        match partition.and_then(|partition| partition.last_release_us) {
+            Some(micros) => format!("{id}: removed, released in {}", time(Some(micros))),
+            None => format!("{id}: removed"),
+        }
+    })
+}
+
+fn resize(client: &Client, args: &Resize, json: bool) -> Result<(), Failure> {
+    let &Resize { ref id, size } = args;
+    let body = json!({"id": id.as_str(), "size": size.as_u64()});
+    let reply = client.put("vm.resize-partition", &body, PATIENCE)?;
+    tell("vm.resize-partition", reply, json, |partition| match partition {
+        Some(partition) => format!("{id}: {}", progress(&partition)),
+        None => format!("{id}: is to have {size} already"),
+    })
+}
+
+fn resize_vm(client: &Client, memory: Bytes, json: bool) -> Result<(), Failure> {
+    let body = json!({"desired_ram": memory.as_u64()});
+    let reply = client.put("vm.resize", &body, PATIENCE)?;
+    if json {
+        return print_json(&reply.unwrap_or_default());
+    }
+    print(&format!("shared memory: {memory} asked for; `memctl ls` shows what the guest has\n"))
+}
+
+/// Prints what a call about one partition was answered: its JSON (`null` when there was none), or
+/// the words for it.
+fn tell(
+    call: &'static str,
+    reply: Reply,
+    json: bool,
+    words: impl FnOnce(Option<Partition>) -> String,
+) -> Result<(), Failure> {
+    if json {
+        return print_json(&reply.unwrap_or_default());
+    }
+    let partition = reply.map(|value| partition(call, &value)).transpose()?;
+    print(&(words(partition) + "\n"))
+}
+
+/// How far the guest is with what it is to have.
+fn progress(partition: &Partition) -> String {
+    let Partition { state, plugged, size, .. } = partition;
+    format!("{state}, {plugged} of {size} plugged")
+}
+
+fn print_json(value: &Value) -> Result<(), Failure> {
+    print(&format!("{value}\n"))
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    output.write_all(text.as_bytes())?;
+    Ok(output.flush()?)
+}
+
+/// Whether to print colours: on a terminal that has them, unless the user wants none.
+pub(super) fn wants_colours() -> bool {
+    let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
+    io::stdout().is_terminal() && !unwanted && !dumb
+}

@@ -1,0 +1,246 @@
+//! The picture of `memctl top`: what is known, drawn for one size of terminal. Pure.
+
+use memctl::Bytes;
+
+use super::bars::{Glyphs, Levels, bar};
+use super::table::SHARED;
+use super::text::{Line, Tone, size};
+use super::view::{Look, Partition};
+
+/// The longest name that is shown whole.
+const MAX_NAME: usize = 24;
+/// Columns of the state, and of a size such as `1048576 KiB`.
+const STATE: usize = 9;
+const SIZE: usize = 11;
+/// The shortest bar worth drawing.
+const MIN_BAR: usize = 8;
+/// Lines that are no partition: title, headings, shared memory, foot.
+const FRAME: usize = 4;
+
+/// What is drawn.
+#[derive(Debug)]
+pub(super) struct Top {
+    /// The last look at the VM.
+    pub(super) look: Look,
+    /// Why there is no newer one.
+    pub(super) trouble: Option<String>,
+    /// The first partition in view, as far as there are so many.
+    pub(super) first: usize,
+    /// Whether the terminal shows colours.
+    pub(super) colours: bool,
+    /// What bars are made of.
+    pub(super) glyphs: Glyphs,
+}
+
+/// The picture: at most `height` lines of at most `width` characters, without line ends.
+pub(super) fn render(top: &Top, width: usize, height: usize) -> Vec<String> {
+    let columns = Columns::new(&top.look.partitions, width);
+    let room = height.saturating_sub(FRAME);
+    let first = first_in_view(top, height);
+    let scale = scale(&top.look.partitions);
+    let partitions = top.look.partitions.iter().skip(first).take(room);
+    let mut lines = vec![title(top), columns.headings(), columns.shared(top)];
+    lines.extend(partitions.map(|partition| columns.partition(partition, top.glyphs, scale)));
+    // The foot stays at the bottom, whatever is above it.
+    lines.resize(height.saturating_sub(1), Line::default());
+    lines.push(foot(top, first, room));
+    lines.truncate(height);
+    lines.iter().map(|line| line.render(width, top.colours)).collect()
+}
+
+/// The first partition in view, so that a full view stays full.
+pub(super) fn first_in_view(top: &Top, height: usize) -> usize {
+    let room = height.saturating_sub(FRAME);
+    top.first.min(top.look.partitions.len().saturating_sub(room))
+}
+
+/// The largest partition fills its bar, so that partitions can be compared.
+fn scale(partitions: &[Partition]) -> Bytes {
+    partitions.iter().map(|partition| levels(partition).extent()).max().unwrap_or_default()
+}
+
+fn levels(partition: &Partition) -> Levels {
+    Levels {
+        used: partition.used.unwrap_or_default(),
+        plugged: partition.plugged,
+        requested: partition.size,
+    }
+}
+
+fn sum(partitions: &[Partition], part: fn(&Partition) -> Bytes) -> Bytes {
+    let parts = partitions.iter().map(|partition| part(partition).as_u64());
+    Bytes::new(parts.fold(0, u64::saturating_add))
+}
+
+fn title(top: &Top) -> Line {
+    let (machine, partitions) = (&top.look.machine, &top.look.partitions);
+    let plugged = sum(partitions, |partition| partition.plugged);
+    let size = sum(partitions, |partition| partition.size);
+    let count = match partitions.len() {
+        0 => "no partitions".into(),
+        1 => format!("1 partition: {plugged} of {size} plugged"),
+        count => format!("{count} partitions: {plugged} of {size} plugged"),
+    };
+    Line::of("memctl top  ", Tone::Strong)
+        .then(format!("{}  {} of RAM  {count}", machine.state, machine.actual), Tone::Plain)
+}
+
+fn foot(top: &Top, first: usize, room: usize) -> Line {
+    if let Some(trouble) = &top.trouble {
+        return Line::of(format!("as it was; {trouble}"), Tone::Bad)
+            .then("  q leaves", Tone::Plain);
+    }
+    let count = top.look.partitions.len();
+    let line = match count > room && room > 0 {
+        true => {
+            let place = format!("{}-{} of {count}, up and down scroll  ", first + 1, first + room);
+            Line::of(place, Tone::Strong)
+        }
+        false => Line::default(),
+    };
+    top.glyphs.legend(line.then("q leaves  ", Tone::Plain))
+}
+
+/// Where things are in a line: name, state, bar, sizes; the bar takes what is left.
+struct Columns {
+    name: usize,
+    bar: usize,
+}
+
+impl Columns {
+    fn new(partitions: &[Partition], width: usize) -> Self {
+        let names = partitions.iter().map(|partition| partition.id.len()).max().unwrap_or(0);
+        let name = names.clamp(SHARED.len(), MAX_NAME);
+        // Each column has a space after it, and the bar two brackets.
+        let taken = name + 1 + STATE + 1 + 3 * (SIZE + 1) + 2;
+        let left = width.saturating_sub(taken);
+        Self { name, bar: if left < MIN_BAR { 0 } else { left } }
+    }
+
+    fn headings(&self) -> Line {
+        let text = self.start("ID", "STATE", [Tone::Strong; 2]);
+        let bar = if self.bar == 0 { 0 } else { self.bar + 2 };
+        let sizes = format!("{:>SIZE$} {:>SIZE$} {:>SIZE$}", "USED", "PLUGGED", "SIZE");
+        text.then(format!("{:bar$} {sizes}", ""), Tone::Strong)
+    }
+
+    fn shared(&self, top: &Top) -> Line {
+        let (machine, shared) = (&top.look.machine, &top.look.machine.shared);
+        let (plugged, requested) = (shared.plugged, shared.requested);
+        let levels = Levels { used: Bytes::ZERO, plugged, requested };
+        let line = self.start(SHARED, &machine.state, [Tone::Plain; 2]);
+        let line = self.bar(line, top.glyphs, levels, levels.extent());
+        sizes(line, None, plugged, requested)
+    }
+
+    fn partition(&self, partition: &Partition, glyphs: Glyphs, scale: Bytes) -> Line {
+        let state = Tone::of_state(&partition.state);
+        let line = self.start(&partition.id, &partition.state, [Tone::Plain, state]);
+        let line = self.bar(line, glyphs, levels(partition), scale);
+        sizes(line, partition.used, partition.plugged, partition.size)
+    }
+
+    fn start(&self, id: &str, state: &str, [id_tone, state_tone]: [Tone; 2]) -> Line {
+        let name = self.name;
+        Line::of(format!("{id:<name$.name$} "), id_tone)
+            .then(format!("{state:<STATE$.STATE$} "), state_tone)
+    }
+
+    fn bar(&self, line: Line, glyphs: Glyphs, levels: Levels, scale: Bytes) -> Line {
+        if self.bar == 0 {
+            return line;
+        }
+        let line = line.then("[", Tone::Faint);
+        bar(line, glyphs, levels, scale, self.bar).then("]", Tone::Faint)
+    }
+}
+
+fn sizes(line: Line, used: Option<Bytes>, plugged: Bytes, requested: Bytes) -> Line {
+    let (used, plugged, requested) = (size(used), size(Some(plugged)), size(Some(requested)));
+    line.then(format!(" {used:>SIZE$} {plugged:>SIZE$} {requested:>SIZE$}"), Tone::Plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn top(count: u64) -> Top {
+        let info = json!({
+            "state": "Running", "memory_actual_size": 1_u64 << 30,
+            "config": {"memory": {"size": 1_u64 << 30}},
+        });
+        let partition = |n: u64| {
+            json!({"id": format!("fn-{n}"), "state": "bound", "size": 4 << 20,
+                   "plugged": 2 << 20, "used": 1 << 20})
+        };
+        let list: Value = (0..count).map(partition).collect();
+        let look = Look::new(info, list).unwrap();
+        Top { look, trouble: None, first: 0, colours: false, glyphs: Glyphs::ASCII }
+    }
+
+    #[test]
+    fn picture_shows_shared_memory_and_partitions() {
+        let lines = render(&top(1), 80, 6);
+        let expected = [
+            "memctl top  Running  1 GiB of RAM  1 partition: 2 MiB of 4 MiB plugged",
+            "ID       STATE                                      USED     PLUGGED        SIZE",
+            "(shared) Running   [=======================]           -       1 GiB       1 GiB",
+            "fn-0     bound     [######======...........]       1 MiB       2 MiB       4 MiB",
+            "",
+            "q leaves  # used  = plugged  . still to come  ! to be given back",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn columns_line_up_and_fill_the_width() {
+        let lines = render(&top(2), 100, 10);
+        let ends: Vec<usize> = lines[1..5].iter().map(|line| line.chars().count()).collect();
+        assert_eq!(ends, [100; 4]);
+    }
+
+    #[test]
+    fn many_partitions_scroll_and_the_view_stays_full() {
+        let mut top = top(50);
+        let shown = |top: &Top| {
+            let lines = render(top, 120, 14);
+            (lines[3].split(' ').next().unwrap().to_owned(), lines[13].clone())
+        };
+        assert_eq!(shown(&top).0, "fn-0");
+        assert!(shown(&top).1.starts_with("1-10 of 50"), "{}", shown(&top).1);
+        top.first = 49;
+        assert_eq!(shown(&top).0, "fn-40");
+        assert!(shown(&top).1.starts_with("41-50 of 50"), "{}", shown(&top).1);
+        assert_eq!(first_in_view(&top, 14), 40);
+    }
+
+    #[test]
+    fn trouble_is_shown_at_the_foot_with_the_last_look() {
+        let mut top = top(1);
+        top.trouble = Some("cannot connect".into());
+        let lines = render(&top, 80, 8);
+        assert!(lines[3].starts_with("fn-0"));
+        assert_eq!(lines[7], "as it was; cannot connect  q leaves");
+    }
+
+    #[test]
+    fn narrow_terminals_get_no_bar() {
+        let lines = render(&top(1), 60, 8);
+        assert!(!lines[3].contains('['), "{}", lines[3]);
+        assert!(lines[3].ends_with("4 MiB"), "{}", lines[3]);
+    }
+
+    proptest! {
+        #[test]
+        fn picture_fits_any_terminal(width in 0_usize..200, height in 0_usize..40, first: usize) {
+            let mut top = top(20);
+            top.first = first;
+            let lines = render(&top, width, height);
+            prop_assert_eq!(lines.len(), height);
+            prop_assert!(lines.iter().all(|line| line.chars().count() <= width));
+        }
+    }
+}
