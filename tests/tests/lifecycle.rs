@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_tests::{Config, Result, Tessera, Vm};
 use rustix::process::Signal;
@@ -153,4 +153,25 @@ fn the_event_monitor_tells_all_that_happens() -> Result<()> {
     ];
     assert_eq!(told.iter().filter(|name| name.starts_with("vm ")).collect::<Vec<_>>(), expected);
     Ok(())
+}
+
+/// How long a guest is stopped: long enough for its clock to show it.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Seconds since the guest's kernel started, by its own clock.
+fn uptime(vm: &Tessera) -> Result<f64> {
+    Ok(vm.shell("cut -d' ' -f1 /proc/uptime")?.parse()?)
+}
+
+#[test]
+fn the_clock_of_a_paused_guest_stands_still() -> Result<()> {
+    let vm = Vm::from(Config::vmlinux()?).boot()?;
+    let (start, before) = (Instant::now(), uptime(&vm)?);
+    vm.api().put("vm.pause")?.expect(204)?;
+    thread::sleep(PAUSE);
+    vm.api().put("vm.resume")?.expect(204)?;
+    let passed = uptime(&vm)? - before;
+    let awake = (start.elapsed() - PAUSE).as_secs_f64();
+    assert!(passed < awake + 1.0, "{passed} s passed in {awake} s");
+    vm.power_off()
 }
