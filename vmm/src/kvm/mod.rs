@@ -5,6 +5,7 @@
 //! - [`cpuid`]: what a guest is told of its CPU. Pure.
 
 pub mod cpuid;
+pub mod exits;
 mod irq;
 pub mod vcpu;
 

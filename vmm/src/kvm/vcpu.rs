@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -24,6 +24,7 @@ use log::{debug, error};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::exits::{ExitCounters, count};
 use super::{Error, Vm, call};
 
 /// A vCPU thread only runs the loop below and register callbacks.
@@ -93,34 +94,6 @@ impl fmt::Display for Reason {
             Self::Unexpected(exit) => write!(f, "unexpected exit {exit}"),
         }
     }
-}
-
-/// Exits to the monitor since the machine was made, by kind.
-#[derive(Default)]
-pub struct ExitCounters {
-    port_read: AtomicU64,
-    port_write: AtomicU64,
-    memory_read: AtomicU64,
-    memory_write: AtomicU64,
-    interrupted: AtomicU64,
-}
-
-impl ExitCounters {
-    /// Names and values, for `vm.counters`.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        vec![
-            ("exits_port_read", value(&self.port_read)),
-            ("exits_port_write", value(&self.port_write)),
-            ("exits_memory_read", value(&self.memory_read)),
-            ("exits_memory_write", value(&self.memory_write)),
-            ("exits_interrupted", value(&self.interrupted)),
-        ]
-    }
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,8 +1,8 @@
 //! The monitors that are compared, and the command line each one is given.
 //!
 //! What is the same for all: kernel, initial file system, memory, vCPUs, one serial port on the
-//! standard output, no other device, no default device, the host's CPU model, the kernel's command
-//! line. What differs is each machine's own: QEMU's `microvm` gets every switch that its manual
+//! standard output, one virtio entropy device (which Tessera always has, as Cloud Hypervisor does),
+//! no default device, the host's CPU model, the kernel's command line. What differs is each machine's own: QEMU's `microvm` gets every switch that its manual
 //! names for a fast boot, and the two that this measurement needs. `isa-serial=on`: with a quiet
 //! kernel the serial port is faster than a virtio console, whose driver starts late and takes the
 //! log over. `acpi=on`: a guest without MP tables finds its interrupt controller through ACPI only,
@@ -72,8 +72,9 @@ impl Contender {
             Contender::QemuMicrovm => qemu_command(
                 guest,
                 "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,acpi=on",
+                "virtio-rng-device",
             ),
-            Contender::QemuQ35 => qemu_command(guest, "q35"),
+            Contender::QemuQ35 => qemu_command(guest, "q35", "virtio-rng-pci"),
         };
         let append = if self == Contender::Tessera { "--cmdline" } else { "-append" };
         words.extend([append.to_owned(), kernel_command_line(task)]);
@@ -110,14 +111,14 @@ fn tessera_command(guest: &Guest, tessera: &Path) -> Vec<String> {
     words
 }
 
-fn qemu_command(guest: &Guest, machine: &str) -> Vec<String> {
+fn qemu_command(guest: &Guest, machine: &str, entropy: &str) -> Vec<String> {
     let mut words = vec!["qemu-system-x86_64".to_owned()];
     words.extend(["-machine".to_owned(), machine.to_owned()]);
     words.extend(["-accel", "kvm", "-cpu", "host"].map(str::to_owned));
     words.extend(["-m".to_owned(), format!("{}M", guest.memory_bytes >> 20)]);
     words.extend(["-smp".to_owned(), guest.vcpus.to_string()]);
     words.extend(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"].map(str::to_owned));
-    words.extend(["-serial", "stdio"].map(str::to_owned));
+    words.extend(["-serial", "stdio", "-device", entropy].map(str::to_owned));
     words.extend(["-kernel".to_owned(), guest.vmlinux.display().to_string()]);
     words.extend(["-initrd".to_owned(), guest.initramfs.display().to_string()]);
     words
