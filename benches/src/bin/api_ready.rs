@@ -1,8 +1,7 @@
 //! `api_ready`: what it costs to start Tessera, until its API answers.
 //!
 //! No guest and no KVM: it runs on any machine, and says little in the lab, where a program that
-//! starts is first of all a program to be translated. Directly:
-//! `TESSERA_BIN=target/release/tessera cargo run --release --package benches --bin api_ready`.
+//! starts is first of all a program to be translated. So it is best run directly, see [`COMMAND`].
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -24,6 +23,10 @@ use serde::Serialize;
 
 /// What the project promises: CPU time from exec until the API answers.
 const GOAL_S: f64 = 0.008;
+
+/// How it is run, for the reader of its results.
+const COMMAND: &str = "TESSERA_BIN=target/release/tessera \
+                       cargo run --release --package benches --bin api_ready";
 
 /// Far above any start, even in the lab on a busy host.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -75,7 +78,7 @@ fn run(options: &Options) -> Result<()> {
     }
     let outcome = Outcome {
         benchmark: "api_ready",
-        command: "cargo xtask bench api_ready",
+        command: COMMAND,
         machine: Machine::read(),
         tessera_file_bytes: fs::metadata(&tessera)?.len(),
         cpu_s: series.take("cpu_s")?,
@@ -84,7 +87,12 @@ fn run(options: &Options) -> Result<()> {
     print!("{}", table(&outcome).to_text());
     fs::create_dir_all(&options.out)?;
     let json = serde_json::to_string_pretty(&outcome)? + "\n";
-    for (name, text) in [("api_ready.json", json), ("api_ready.svg", figure(&outcome).to_svg())] {
+    let files = [
+        ("api_ready.json", json),
+        ("api_ready.md", markdown(&outcome)),
+        ("api_ready.svg", figure(&outcome).to_svg()),
+    ];
+    for (name, text) in files {
         let path = options.out.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         println!("wrote {}", path.display());
@@ -123,6 +131,18 @@ fn table(outcome: &Outcome) -> Table {
         table.row(std::iter::once(name.to_owned()).chain(cells));
     }
     table
+}
+
+fn markdown(outcome: &Outcome) -> String {
+    format!(
+        "## API ready\n\nMade by `{}`. {} starts without a VM; the binary has {}. {}\n\n\
+         ![from exec until the API answers](results/api_ready.svg)\n\n{}",
+        outcome.command,
+        outcome.cpu_s.n(),
+        Unit::Bytes.format(outcome.tessera_file_bytes as f64),
+        outcome.machine.describe(),
+        table(outcome).to_markdown()
+    )
 }
 
 fn figure(outcome: &Outcome) -> Figure {

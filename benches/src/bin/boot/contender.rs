@@ -2,12 +2,12 @@
 //!
 //! What is the same for all: kernel, initial file system, memory, vCPUs, one serial port on the
 //! standard output, one virtio entropy device (which Tessera always has, as Cloud Hypervisor does),
-//! no default device, the host's CPU model, the kernel's command line. What differs is each machine's own: QEMU's `microvm` gets every switch that its manual
-//! names for a fast boot, and the two that this measurement needs. `isa-serial=on`: with a quiet
-//! kernel the serial port is faster than a virtio console, whose driver starts late and takes the
-//! log over. `acpi=on`: a guest without MP tables finds its interrupt controller through ACPI only,
-//! and powers off through it, which ends the process at once. `q35` is the machine as it comes,
-//! less its default devices.
+//! no default device, the host's CPU model, the kernel's command line. What differs is each
+//! machine's own: QEMU's `microvm` gets every switch that its manual names for a fast boot, and the
+//! two that this measurement needs. `isa-serial=on`: with a quiet kernel the serial port is faster
+//! than a virtio console, whose driver starts late and takes the log over. `acpi=on`: a guest
+//! without MP tables finds its interrupt controller through ACPI only, and powers off through it,
+//! which ends the process at once. `q35` is the machine as it comes, less its default devices.
 
 use std::path::{Path, PathBuf};
 

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use benches::facts::{Machine, kernel_release};
+use benches::kvm_stats;
 use benches::place::Place;
 use clap::Parser;
 
@@ -90,6 +91,9 @@ fn measured(options: &Options) -> Result<Outcome> {
         if options.quick { &Contender::ALL[..1] } else { &Contender::ALL };
     let machine = Machine::read();
     let lab = machine.lab;
+    if lab {
+        kvm_stats::mount().context("cannot mount debugfs")?;
+    }
     let mut cases = Vec::new();
     for &vcpus in &options.vcpus {
         let guest = Guest { vcpus, ..guest.clone() };
