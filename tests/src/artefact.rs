@@ -49,7 +49,8 @@ impl Artefact {
                  disk images: run them with `cargo xtask test`, which provides all of these"
             )
         })?;
-        ensure!(path.is_file(), "{variable} names {}, which is no file", path.display());
+        // A file, or the block device of a scratch copy.
+        ensure!(path.exists(), "{variable} names {}, which is not there", path.display());
         Ok(path)
     }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Program {
     pub(crate) name: String,
     /// The kind of its target: `lib`, `bin`, `test`, ...
     pub(crate) kind: String,
+    /// Whether it is a program of tests.
+    pub(crate) is_test: bool,
     /// The file to run.
     pub(crate) path: PathBuf,
     /// The folder of its package, in which cargo would run it.
@@ -78,6 +80,7 @@ fn program(line: &str) -> Option<Program> {
         package: directory.file_name()?.to_str()?.to_owned(),
         name: text("/target/name")?,
         kind: text("/target/kind/0")?,
+        is_test: message.pointer("/profile/test").and_then(Value::as_bool).unwrap_or(false),
         path,
         directory,
     })
@@ -90,9 +93,12 @@ mod tests {
     #[test]
     fn only_messages_with_an_executable_name_a_program() {
         let line = r#"{"reason":"compiler-artifact","manifest_path":"/ws/devices/Cargo.toml",
-            "target":{"kind":["lib"],"name":"devices"},"executable":"/t/devices-1"}"#;
+            "target":{"kind":["lib"],"name":"devices"},"profile":{"test":true},
+            "executable":"/t/devices-1"}"#;
         let found = program(line).unwrap();
         assert_eq!(found.label(), "devices (lib devices)");
+        assert!(found.is_test);
+        assert!(!program(&line.replace("true", "false")).unwrap().is_test);
         assert_eq!(found.path, PathBuf::from("/t/devices-1"));
         assert!(program(&line.replace("\"/t/devices-1\"", "null")).is_none());
         assert!(program("{\"reason\":\"build-finished\"}").is_none());

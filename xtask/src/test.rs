@@ -32,8 +32,10 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     let mut total = checks(filter);
     step("building the tests");
     let programs = cargo::build(&["test", "--workspace", "--no-run"])?;
+    // Integration tests have the program they test built as well: it is no test itself.
+    let tests = programs.into_iter().filter(|p| p.is_test);
     let (guest, host): (Vec<_>, Vec<_>) =
-        programs.into_iter().partition(|p| p.package == "tests" && p.kind == "test");
+        tests.partition(|p| p.package == "tests" && p.kind == "test");
     for program in &host {
         total.add(host_program(program, filter)?);
     }

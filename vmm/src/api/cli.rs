@@ -19,6 +19,9 @@ use super::launch::Launch;
 
 pub use self::keys::OptionError;
 
+const CPUS_HELP: &str =
+    "boot=1,max=,topology=THREADS:CORES:DIES:PACKAGES,max_phys_bits=46,affinity=[0@[1,2],..]";
+
 /// A microVM monitor that runs many function instances in one virtual machine.
 #[derive(Debug, Parser)]
 #[command(name = "tessera", version = concat!("v", env!("CARGO_PKG_VERSION")))]
@@ -43,8 +46,8 @@ pub struct Cli {
     /// Kernel command line
     #[arg(long, value_name = "TEXT", requires = "payload", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// boot=1,max=,topology=THREADS:CORES:DIES:PACKAGES,max_phys_bits=46,affinity=[0@[1,2],..]
-    #[arg(long, value_name = "KEYS", requires = "payload")]
+    /// Virtual CPUs.
+    #[arg(long, value_name = "KEYS", requires = "payload", help = CPUS_HELP)]
     cpus: Option<String>,
     /// size=512M,shared=off,hugepages=off,hugepage_size=,prefault=off,thp=on,mergeable=off,
     /// reserve=off,hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=,partitions=

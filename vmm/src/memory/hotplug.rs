@@ -95,7 +95,7 @@ impl HotplugMemory {
 }
 
 /// # Errors
-/// Both calls also fail when more than [`MAX_RUNS`] runs would be open, with the same promise.
+/// Both calls also fail when more than 16,384 runs would be open, with the same promise.
 impl HostBlocks for HotplugMemory {
     fn open(&mut self, range: Range<u64>) -> io::Result<()> {
         let runs = self.runs_after(&range, true)?;
