@@ -15,6 +15,8 @@ pub enum Artefact {
     BzImage,
     /// Busybox and a small init: a shell on the console.
     Initramfs,
+    /// The same with the programs of `tests/guest`.
+    ProgramsInitramfs,
     /// A root file system with stock Debian, without a partition table.
     DebianImage,
     /// Debian's own cloud kernel.
@@ -31,6 +33,7 @@ impl Artefact {
             Self::Vmlinux => "TESSERA_VMLINUX",
             Self::BzImage => "TESSERA_BZIMAGE",
             Self::Initramfs => "TESSERA_INITRAMFS",
+            Self::ProgramsInitramfs => "TESSERA_PROGRAMS_INITRAMFS",
             Self::DebianImage => "TESSERA_DEBIAN_IMAGE",
             Self::DebianKernel => "TESSERA_DEBIAN_KERNEL",
             Self::DebianInitrd => "TESSERA_DEBIAN_INITRD",

@@ -58,6 +58,15 @@ impl Config {
         })))
     }
 
+    /// With the programs of `tests/guest` in the guest's `/bin`.
+    ///
+    /// # Errors
+    /// An artefact is missing.
+    pub fn with_programs(self) -> Result<Self> {
+        let initramfs = Artefact::ProgramsInitramfs.path()?;
+        Ok(self.set("payload.initramfs", initramfs.display().to_string()))
+    }
+
     /// So many vCPUs.
     #[must_use]
     pub fn vcpus(self, count: u32) -> Self {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::cache::Cache;
 use crate::kernel::{self, Kernel};
 use crate::rootfs::{self, DebianGuest};
-use crate::{initramfs, lab};
+use crate::{guest_programs, initramfs, lab};
 
 /// The variable that names the disk of the Debian guest.
 const IMAGE: &str = "TESSERA_DEBIAN_IMAGE";
@@ -16,6 +16,7 @@ const IMAGE: &str = "TESSERA_DEBIAN_IMAGE";
 pub(crate) struct Artefacts {
     kernel: Kernel,
     initramfs: PathBuf,
+    guest_programs: PathBuf,
     debian: DebianGuest,
 }
 
@@ -25,17 +26,19 @@ impl Artefacts {
         Ok(Self {
             kernel: kernel::ensure(cache)?,
             initramfs: initramfs::ensure(cache)?,
+            guest_programs: guest_programs::ensure(cache)?,
             debian: rootfs::ensure(cache)?,
         })
     }
 
     /// The environment variables that name them.
-    pub(crate) fn variables(&self) -> [(&'static str, &Path); 7] {
+    pub(crate) fn variables(&self) -> [(&'static str, &Path); 8] {
         [
             ("TESSERA_VMLINUX", &self.kernel.vmlinux),
             ("TESSERA_BZIMAGE", &self.kernel.bzimage),
             ("TESSERA_MODULE", &self.kernel.module),
             ("TESSERA_INITRAMFS", &self.initramfs),
+            ("TESSERA_PROGRAMS_INITRAMFS", &self.guest_programs),
             (IMAGE, &self.debian.image),
             ("TESSERA_DEBIAN_KERNEL", &self.debian.kernel),
             ("TESSERA_DEBIAN_INITRD", &self.debian.initrd),

@@ -11,6 +11,7 @@ mod cargo;
 mod check;
 mod cpio;
 mod demo;
+mod guest_programs;
 mod initramfs;
 mod kconfig;
 mod kernel;

@@ -33,7 +33,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ),
     ("the lab", &["busybox-static", "kmod", "qemu-system-x86", "util-linux", "zstd"]),
     ("the Debian guest", &["e2fsprogs", "gzip", "mmdebstrap"]),
-    ("the tests", &["acpica-tools", "iproute2"]),
+    ("the tests", &["acpica-tools", "iproute2", "musl-tools"]),
 ];
 
 /// Installs what is missing, then builds or finds every artefact.
