@@ -233,14 +233,17 @@ impl Default for MemoryConfig {
     }
 }
 
-/// Room for partitions; Cloud Hypervisor has none.
+/// Room for partitions, in bytes; Cloud Hypervisor has none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartitionsConfig {
-    /// The most that all partitions together can have, in bytes.
-    pub region_size: u64,
+    /// The most that all partitions together can have.
+    pub size: u64,
     /// The most partitions at a time.
     #[serde(default = "PartitionsConfig::default_max")]
     pub max: u32,
+    /// For how much of it the guest is to have its bookkeeping ready before the first partition.
+    #[serde(default)]
+    pub prepare: u64,
 }
 
 impl PartitionsConfig {

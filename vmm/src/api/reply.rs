@@ -64,10 +64,6 @@ pub struct InfoReply {
     pub state: VmState,
     /// RAM the guest has now, in bytes: what it booted with, and what is plugged.
     pub memory_actual_size: u64,
-    /// Memory that comes and goes; `None` without a running VM that has room for any. Cloud
-    /// Hypervisor shows nothing of the kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory: Option<RegionReply>,
     /// Devices by id.
     pub device_tree: BTreeMap<String, DeviceNode>,
 }
@@ -98,6 +94,9 @@ pub struct DeviceNode {
     pub children: Vec<String>,
     /// PCI address, as in `0000:00:04.0`.
     pub pci_bdf: Option<String>,
+    /// The memory that comes and goes through it. Cloud Hypervisor shows nothing of the kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<RegionReply>,
 }
 
 /// What a device occupies in the machine.
@@ -235,11 +234,9 @@ mod tests {
             config: VmConfig::default(),
             state: VmState::Created,
             memory_actual_size: 1 << 29,
-            memory: None,
             device_tree: BTreeMap::from([("_disk0".into(), node)]),
         };
         let json = serde_json::to_value(&info).unwrap();
-        assert!(json.get("memory").is_none(), "there is no room for any");
         assert_eq!(json["state"], "Created");
         assert_eq!(json["memory_actual_size"], 536_870_912);
         assert_eq!(json["config"]["serial"]["mode"], "Null");

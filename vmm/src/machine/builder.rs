@@ -14,25 +14,22 @@ use devices::serial::SerialPort;
 use devices::virtio::block::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleHandle};
 use devices::virtio::device::VirtioDevice;
-use devices::virtio::mem::{Mem, MemHandle, Observer};
+use devices::virtio::mem::{Mem, Observer};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::VirtioPci;
-use memctl::{Geometry, Layout};
+use memctl::{Blocks, Bytes, Geometry, Layout};
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chardev::{CharDevice, CharError};
-use super::spec::{self, Spec};
-use super::table::{Attached, CounterSource, SerialEvents, Table};
+use super::spec::{self, MemDevice, Role, Spec};
+use super::table::{Attached, Model, SerialEvents, Table};
 use super::{Error, Machine, Signals};
 use crate::arch::x86_64::{acpi, boot, layout, registers};
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::vcpu::{Buses, VcpuState, Vcpus};
 use crate::kvm::{Vm, VmHandle};
-use crate::memory::{self, GuestRam, HotplugMemory, disk};
-
-/// Identifier of the virtio-mem device in the device tree.
-const HOTPLUG_ID: &str = "__mem";
+use crate::memory::{self, GuestRam, HotplugMemory, Room, disk};
 
 /// What a machine's serial port and console are connected to. Opened before the first boot and kept
 /// over reboots, so that a pseudo-terminal's client stays connected.
@@ -62,8 +59,9 @@ pub struct Surroundings<'a> {
     pub characters: &'a Characters,
     /// The serial port's descriptors are added here.
     pub serial: &'a Arc<Epoll>,
-    /// Who is told when hotplug memory changes hands; called on a device thread.
-    pub memory_observer: Observer,
+    /// Makes who is told when memory of the device with this id changes hands; called on a device
+    /// thread.
+    pub memory_observer: &'a dyn Fn(&str) -> Observer,
 }
 
 /// A machine under construction.
@@ -94,12 +92,10 @@ impl<'a> Builder<'a> {
         for disk in &spec.disks {
             builder.disk(disk)?;
         }
-        let hotplug = match (&spec.hotplug, hotplug) {
-            (Some(room), Some(memory)) => {
-                Some(builder.memory(room, memory, around.memory_observer)?)
-            }
-            _ => None,
-        };
+        for (device, (start, memory)) in spec.mem_devices.iter().zip(hotplug) {
+            let observer = (around.memory_observer)(&device.id);
+            builder.mem_device(device, start, memory, observer)?;
+        }
         let (vm, _memory) = (Arc::clone(&builder.vm), Arc::clone(&builder.memory));
         let (vcpus, devices) = builder.finish(serial.is_some())?;
         Ok(Machine {
@@ -107,7 +103,6 @@ impl<'a> Builder<'a> {
             devices,
             serial,
             console,
-            hotplug,
             power,
             vm,
             _memory,
@@ -116,15 +111,20 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn new(spec: &'a Spec, signals: &'a Signals) -> Result<(Self, Option<HotplugMemory>), Error> {
+    /// The machine's memory and empty buses. Also returns where each memory device has its room, and
+    /// the means to open and close it.
+    fn new(
+        spec: &'a Spec,
+        signals: &'a Signals,
+    ) -> Result<(Self, Vec<(u64, HotplugMemory)>), Error> {
         let vm = Vm::new()?;
-        let ram = layout::ram(spec.memory.size);
-        let room = spec.hotplug.map(|room| (layout::hotplug(&ram, room.room()), room.block));
-        let memory_end = room.as_ref().map_or(ram[ram.len() - 1].end, |(range, _)| range.end);
-        let GuestRam { memory, hotplug } =
-            memory::allocate(&spec.memory, &ram, room, vm.readers())?;
-        vm.map_memory(&memory)?;
         let physical_bits = cpuid::physical_bits(vm.supported_cpuid(), spec.cpus.max_phys_bits);
+        let ram = layout::ram(spec.ram());
+        let sizes = spec.mem_devices.iter().map(|device| device.size);
+        let rooms = layout::hotplug(&ram, sizes, physical_bits).ok_or(memory::Error::TooLarge)?;
+        let GuestRam { memory, hotplug } = memory::allocate(&plan(spec, &rooms), vm.readers())?;
+        vm.map_memory(&memory)?;
+        let memory_end = ram.iter().chain(&rooms).last().map_or(0, |range| range.end);
         let memory_64 = layout::pci_memory_64(memory_end, physical_bits);
         let pci = PciRoot::new(Apertures {
             low: layout::PCI_MEMORY_32,
@@ -133,7 +133,7 @@ impl<'a> Builder<'a> {
         let (ports, devices) = (Bus::default(), Table::default());
         let this =
             Self { spec, signals, vm, memory, ram, physical_bits, memory_64, ports, pci, devices };
-        Ok((this, hotplug))
+        Ok((this, rooms.iter().map(|room| room.start).zip(hotplug).collect()))
     }
 
     /// Sleep, reset and event registers, and the clock.
@@ -166,13 +166,13 @@ impl<'a> Builder<'a> {
         let Some(device) = &characters.console else { return Ok(None) };
         let console = Console::new(device.backend(), device.window_size());
         let handle = console.handle();
-        self.attach(spec::CONSOLE_ID, Box::new(console), no_counters())?;
+        self.attach(spec::CONSOLE_ID, Box::new(console), Model::default())?;
         Ok(Some(handle))
     }
 
     fn rng(&mut self) -> Result<(), Error> {
         let source = File::open(&self.spec.rng.src).map_err(device_error(spec::RNG_ID))?;
-        self.attach(spec::RNG_ID, Box::new(Rng::new(source)), no_counters())
+        self.attach(spec::RNG_ID, Box::new(Rng::new(source)), Model::default())
     }
 
     fn disk(&mut self, disk: &spec::Disk) -> Result<(), Error> {
@@ -186,30 +186,32 @@ impl<'a> Builder<'a> {
         };
         let block = Block::new(Box::new(image), options);
         let counters = block.counters();
-        self.attach(&disk.id, Box::new(block), Box::new(move || counters.list()))
+        self.attach(&disk.id, Box::new(block), Model::counting(move || counters.list()))
     }
 
-    /// The device through which the guest takes and gives back `memory`.
-    fn memory(
+    /// A device through which the guest takes and gives back `memory`, which lies at `start`.
+    fn mem_device(
         &mut self,
-        room: &spec::Hotplug,
+        device: &MemDevice,
+        start: u64,
         memory: HotplugMemory,
         observer: Observer,
-    ) -> Result<MemHandle, Error> {
-        let start = layout::hotplug(&self.ram, room.room()).start;
-        let geometry =
-            Geometry::new(start, room.block, room.room()).map_err(device_error(HOTPLUG_ID))?;
-        let layout = Layout {
-            geometry,
-            shared_area: geometry.whole_blocks(room.shared).unwrap_or(geometry.blocks()),
-            cap: None,
-            max_partitions: room.max_partitions,
+    ) -> Result<(), Error> {
+        let error = device_error(&device.id);
+        let geometry = Geometry::new(start, device.block, device.size).map_err(&error)?;
+        let (layout, plugged_at_boot) = match device.role {
+            Role::Zone { plugged_at_boot, .. } => (Layout::shared_only(geometry), plugged_at_boot),
+            Role::Partitions { max, prepare: _ } => {
+                let layout =
+                    Layout { geometry, shared_area: Blocks::ZERO, cap: None, max_partitions: max };
+                (layout, Bytes::ZERO)
+            }
         };
-        let device = Mem::new(layout, None, Box::new(memory), observer);
-        let (handle, counters) = (device.handle(), device.counters());
-        handle.resize_shared(room.plugged_at_boot, None).map_err(device_error(HOTPLUG_ID))?;
-        self.attach(HOTPLUG_ID, Box::new(device), Box::new(move || counters.list()))?;
-        Ok(handle)
+        let mem = Mem::new(layout, None, Box::new(memory), observer);
+        let (handle, counters) = (mem.handle(), mem.counters());
+        handle.resize_shared(plugged_at_boot, None).map_err(device_error(&device.id))?;
+        let model = Model { memory: Some(handle), ..Model::counting(move || counters.list()) };
+        self.attach(&device.id, Box::new(mem), model)
     }
 
     /// Puts a virtio device on the bus and in the table. All devices take this way.
@@ -217,15 +219,16 @@ impl<'a> Builder<'a> {
         &mut self,
         id: &str,
         device: Box<dyn VirtioDevice>,
-        counters: CounterSource,
+        model: Model,
     ) -> Result<(), Error> {
         let handle = Arc::new(VmHandle(Arc::clone(&self.vm)));
         let transport =
             VirtioPci::new(device, Arc::clone(&self.memory), handle).map_err(device_error(id))?;
         let transport = Arc::new(transport);
         let address = self.pci.attach(Arc::clone(&transport) as _).map_err(device_error(id))?;
-        let device = transport;
-        self.devices.add(Attached { id: id.to_owned(), address: Some(address), device, counters });
+        let (id, address, device) = (id.to_owned(), Some(address), transport);
+        let Model { counters, memory } = model;
+        self.devices.add(Attached { id, address, memory, device, counters });
         Ok(())
     }
 
@@ -264,8 +267,18 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn no_counters() -> CounterSource {
-    Box::new(Vec::new)
+/// All guest memory: the pieces of the zones, then the `rooms` of the memory devices.
+fn plan<'a>(spec: &'a Spec, rooms: &[Range<u64>]) -> Vec<Room<'a>> {
+    let pieces = layout::zones(spec.zones.iter().map(|zone| zone.size));
+    let zones = pieces.into_iter().map(|(zone, range)| {
+        let memory = &spec.zones[zone].memory;
+        Room { range, memory, block: None }
+    });
+    let devices = spec.mem_devices.iter().zip(rooms).map(|(device, range)| {
+        let (memory, block) = (&device.memory, Some(device.block));
+        Room { range: range.clone(), memory, block }
+    });
+    zones.chain(devices).collect()
 }
 
 fn event() -> Result<EventFd, Error> {

@@ -100,7 +100,6 @@ pub struct Machine {
     devices: Table,
     serial: Option<SerialEvents>,
     console: Option<ConsoleHandle>,
-    hotplug: Option<MemHandle>,
     power: Arc<Events>,
     vm: Arc<Vm>,
     _memory: Arc<GuestMemory>,
@@ -176,9 +175,9 @@ impl Machine {
         self.vcpus.counters().list()
     }
 
-    /// The device through which memory comes and goes, where there is one.
-    pub fn hotplug(&self) -> Option<&MemHandle> {
-        self.hotplug.as_ref()
+    /// What comes and goes through the memory device `id`.
+    pub fn memory(&self, id: &str) -> Option<&MemHandle> {
+        self.devices().iter().find(|device| device.id == id)?.memory.as_ref()
     }
 
     /// Ends the vCPUs; returns why one of them could not go on.

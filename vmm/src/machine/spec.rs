@@ -7,6 +7,7 @@
 mod check;
 mod devices;
 mod hotplug;
+mod memory;
 mod unsupported;
 
 use std::path::PathBuf;
@@ -19,16 +20,18 @@ pub const SERIAL_ID: &str = "__serial";
 pub const CONSOLE_ID: &str = "__console";
 /// Identifier of the entropy device in the device tree.
 pub const RNG_ID: &str = "__rng";
+/// Identifier of the partitions' memory device in the device tree.
+pub const PARTITIONS_ID: &str = "__partitions";
 
 /// A virtual machine that can be built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     /// Virtual CPUs.
     pub cpus: Cpus,
-    /// RAM.
-    pub memory: Memory,
-    /// Memory that comes and goes while the VM runs; `None` where there is no room for any.
-    pub hotplug: Option<Hotplug>,
+    /// RAM that the guest boots with, in the order of its addresses; at least one zone.
+    pub zones: Vec<Zone>,
+    /// Memory that comes and goes while the VM runs, in the order of its addresses.
+    pub mem_devices: Vec<MemDevice>,
     /// What the guest boots.
     pub payload: Payload,
     /// The 16550 at COM1; [`CharMode::Null`] unless asked otherwise.
@@ -42,6 +45,14 @@ pub struct Spec {
     pub rng: Rng,
     /// Identity shown in SMBIOS.
     pub platform: Platform,
+}
+
+impl Spec {
+    /// All the RAM that the guest boots with.
+    pub fn ram(&self) -> Bytes {
+        let sizes = self.zones.iter().map(|zone| zone.size.as_u64());
+        Bytes::new(sizes.sum())
+    }
 }
 
 /// Virtual CPUs.
@@ -95,12 +106,21 @@ pub struct Affinity {
 
 /// RAM that the guest boots with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub struct Zone {
+    /// Identifier; unique.
+    pub id: String,
     /// How much: a whole number of pages of the backing.
     pub size: Bytes,
     /// What it is made of.
+    pub memory: Memory,
+}
+
+/// What guest memory is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Where its pages come from.
     pub backing: Backing,
-    /// Fill the page tables before the guest starts.
+    /// Fill the page tables before the guest gets it.
     pub prefault: bool,
     /// Ask the host for transparent huge pages.
     pub thp: bool,
@@ -110,27 +130,40 @@ pub struct Memory {
     pub reserve: bool,
 }
 
-/// Room for memory that is plugged and unplugged through virtio-mem. At least one of the two rooms
-/// is there; both fit the guest's physical addresses behind RAM, each aligned to 1 GiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hotplug {
-    /// Size of a block: a power of two from 2 MiB up, at least a page of [`Memory::backing`].
+/// A virtio-mem device and its room. All rooms together fit the guest's physical addresses behind
+/// RAM, each aligned to 1 GiB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemDevice {
+    /// Identifier in the device tree; unique.
+    pub id: String,
+    /// The most that can be plugged: at least one block, at most
+    /// [`memctl::Geometry::MAX_BLOCKS`].
+    pub size: Bytes,
+    /// Size of a block: a power of two from 2 MiB up, at least a page of the backing.
     pub block: Bytes,
-    /// Room for memory of the whole VM: whole blocks, may be zero.
-    pub shared: Bytes,
-    /// How much of `shared` the guest is given when it boots: whole blocks.
-    pub plugged_at_boot: Bytes,
-    /// Room for all partitions together: whole blocks, may be zero.
-    pub partitions: Bytes,
-    /// The most partitions at a time; zero where there is no room for any.
-    pub max_partitions: u32,
+    /// What is plugged is made of this.
+    pub memory: Memory,
+    /// Whose memory it is.
+    pub role: Role,
 }
 
-impl Hotplug {
-    /// Both rooms together: at most [`memctl::Geometry::MAX_BLOCKS`] blocks.
-    pub fn room(&self) -> Bytes {
-        self.shared.checked_add(self.partitions).expect("checked when the specification was made")
-    }
+/// What a memory device is for. Sizes are whole blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// More memory for one of [`Spec::zones`].
+    Zone {
+        /// Its index.
+        zone: usize,
+        /// How much of it the guest is given when it boots.
+        plugged_at_boot: Bytes,
+    },
+    /// All partitions.
+    Partitions {
+        /// The most at a time, at least one.
+        max: u32,
+        /// For how much of the room the guest is to have its bookkeeping ready.
+        prepare: Bytes,
+    },
 }
 
 /// Where guest pages come from.

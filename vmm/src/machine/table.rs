@@ -7,6 +7,7 @@ use std::sync::Arc;
 use devices::lifecycle::Lifecycle;
 use devices::pci::Bdf;
 use devices::serial::SerialPort;
+use devices::virtio::mem::MemHandle;
 use log::warn;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -16,12 +17,36 @@ pub struct Attached {
     pub id: String,
     /// Where it is on the PCI bus, if it is.
     pub address: Option<Bdf>,
+    /// The memory that comes and goes through it, if any does.
+    pub memory: Option<MemHandle>,
     pub(super) device: Arc<dyn Lifecycle>,
     pub(super) counters: CounterSource,
 }
 
 /// Counts that a device model keeps itself, beside its transport's.
 pub(super) type CounterSource = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send>;
+
+/// What a device model shows of itself beside its transport.
+pub(super) struct Model {
+    pub(super) counters: CounterSource,
+    pub(super) memory: Option<MemHandle>,
+}
+
+impl Model {
+    /// A model that counts.
+    pub(super) fn counting(
+        counters: impl Fn() -> Vec<(&'static str, u64)> + Send + 'static,
+    ) -> Self {
+        Self { counters: Box::new(counters), memory: None }
+    }
+}
+
+/// A model that shows nothing.
+impl Default for Model {
+    fn default() -> Self {
+        Self::counting(Vec::new)
+    }
+}
 
 impl Attached {
     /// What it counted so far, by name.

@@ -41,46 +41,52 @@ pub enum Error {
         /// What the host said.
         source: io::Error,
     },
-    /// RAM would end past the 64-bit address space.
-    #[error("memory.size: does not fit the address space")]
+    /// RAM and what can be added to it would end past the host's guest-physical addresses.
+    #[error("memory: more than this host can address in a guest; make its sizes smaller")]
     TooLarge,
 }
 
-/// Guest RAM, and the means to open and close the part of it that comes and goes.
+/// A range of guest memory that is to be.
+pub struct Room<'a> {
+    /// Its guest-physical addresses.
+    pub range: Range<u64>,
+    /// What it is made of.
+    pub memory: &'a Memory,
+    /// The size of a block, for memory that comes and goes; all of it is closed at first.
+    pub block: Option<Bytes>,
+}
+
+/// Guest RAM, and the means to open and close the parts of it that come and go.
 pub struct GuestRam {
     /// All of it.
     pub memory: Arc<GuestMemory>,
-    /// The hot-pluggable region, last in the address space, where there is one.
-    pub hotplug: Option<HotplugMemory>,
+    /// One for each room that has blocks, in their order.
+    pub hotplug: Vec<HotplugMemory>,
 }
 
-/// Maps RAM for each of `ranges` (guest-physical, ascending), as `memory` asks, and reserves
-/// `hotplug` (its place, and the size of a block) after them, closed.
+/// Maps `rooms` (ascending), and reserves those that have blocks.
 ///
 /// # Errors
 /// The host lacks memory, huge pages or an option.
-pub fn allocate(
-    memory: &Memory,
-    ranges: &[Range<u64>],
-    hotplug: Option<(Range<u64>, Bytes)>,
-    readers: &Arc<Readers>,
-) -> Result<GuestRam, Error> {
-    let size =
-        |range: &Range<u64>| usize::try_from(range.end - range.start).map_err(|_| Error::TooLarge);
-    let mut regions = Vec::with_capacity(ranges.len() + 1);
-    for range in ranges {
-        let backed = Backed::closed(range.start, size(range)?, memory)?;
-        backed.open(memory)?;
-        regions.push(backed.region(memory, None)?);
+pub fn allocate(rooms: &[Room], readers: &Arc<Readers>) -> Result<GuestRam, Error> {
+    let (mut regions, mut hotplug) = (Vec::with_capacity(rooms.len()), Vec::new());
+    for Room { range, memory, block } in rooms {
+        let size = usize::try_from(range.end - range.start).map_err(|_| Error::TooLarge)?;
+        let backed = Backed::closed(range.start, size, memory)?;
+        let gate = match *block {
+            Some(block) => {
+                let room = HotplugMemory::new(&backed, memory, block, Arc::clone(readers));
+                let gate = room.gate();
+                hotplug.push(room);
+                Some(gate)
+            }
+            None => {
+                backed.open(memory)?;
+                None
+            }
+        };
+        regions.push(backed.region(memory, gate)?);
     }
-    let hotplug = hotplug
-        .map(|(range, block)| -> Result<_, Error> {
-            let backed = Backed::closed(range.start, size(&range)?, memory)?;
-            let hotplug = HotplugMemory::new(&backed, memory, block, Arc::clone(readers));
-            regions.push(backed.region(memory, Some(hotplug.gate()))?);
-            Ok(hotplug)
-        })
-        .transpose()?;
     let memory = Arc::new(GuestMemory::from_regions(regions).map_err(|_| Error::TooLarge)?);
     Ok(GuestRam { memory, hotplug })
 }

@@ -55,7 +55,7 @@ impl Instance {
                 Request::AddPartition { .. }
                 | Request::RemovePartition { .. }
                 | Request::ResizePartition { .. },
-            ) => return Err(memory::no_channel(self.spec.hotplug.as_ref())),
+            ) => return Err(memory::no_channel(&self.spec)),
             (Some(machine), Request::Counters) => return Ok(Reply::Counters(counters(machine))),
             (None, Request::Boot) => self.boot().map_err(internal)?,
             (Some(machine), Request::Pause) if !machine.is_paused() => {
@@ -82,7 +82,7 @@ impl Instance {
             signals: &self.signals,
             characters: &self.characters,
             serial: &self.serial,
-            memory_observer: memory::observer(self.events.clone()),
+            memory_observer: &|id| memory::observer(id, self.events.clone()),
         };
         let mut machine = Builder::build(&self.spec, around)?;
         machine.resume()?;
@@ -91,19 +91,10 @@ impl Instance {
         Ok(())
     }
 
-    /// Wants the guest to have `desired` of memory, partitions not counted: at once where it runs,
-    /// else from its next boot on. A reboot keeps the size.
+    /// Wants the guest to have `desired` of memory, partitions not counted.
     fn resize(&mut self, desired: Bytes) -> Result<(), ApiError> {
-        let room = self.spec.hotplug.as_mut();
-        let shared = memory::shared_size(desired, self.spec.memory.size, room.as_deref())?;
-        let hotplug = self.machine.as_ref().and_then(Machine::hotplug);
-        if let Some(hotplug) = hotplug {
-            hotplug.resize_shared(shared, None).map_err(memory::refused)?;
-        }
-        if let Some(room) = room {
-            room.plugged_at_boot = shared;
-            self.config.memory.hotplugged_size = Some(shared.as_u64());
-        }
+        let plugged = memory::resize(&mut self.spec, self.machine.as_ref(), 0, desired)?;
+        self.config.memory.hotplugged_size = Some(plugged.as_u64());
         Ok(())
     }
 
@@ -162,14 +153,13 @@ impl Instance {
 
     fn info(&self) -> InfoReply {
         let machine = self.machine.as_ref();
-        let hotplug = machine.and_then(Machine::hotplug);
-        let plugged = hotplug.map_or(0, |hotplug| hotplug.sizes().plugged.as_u64());
         let devices = machine.map(Machine::devices).unwrap_or_default();
+        let memory = devices.iter().filter_map(|device| device.memory.as_ref());
+        let plugged: u64 = memory.map(|memory| memory.sizes().plugged.as_u64()).sum();
         InfoReply {
             config: self.config.clone(),
             state: self.state(),
-            memory_actual_size: self.spec.memory.size.as_u64() + plugged,
-            memory: hotplug.map(|hotplug| hotplug.look(|books| RegionReply::from(books))),
+            memory_actual_size: self.spec.ram().as_u64() + plugged,
             device_tree: devices.iter().map(|device| (device.id.clone(), node(device))).collect(),
         }
     }
@@ -190,6 +180,7 @@ fn node(device: &Attached) -> DeviceNode {
     DeviceNode {
         id: device.id.clone(),
         pci_bdf: device.address.map(|address| address.to_string()),
+        memory: device.memory.as_ref().map(|memory| memory.look(|books| RegionReply::from(books))),
         ..DeviceNode::default()
     }
 }

@@ -1,37 +1,63 @@
 //! Memory that comes and goes, between the API's words and the virtio-mem device's.
 
+use std::fmt::Display;
+
 use devices::virtio::mem::{MemError, MemEvent, Observer};
 use memctl::{Bytes, Partitioner};
 
 use crate::api::{ApiError, ErrorKind, EventMonitor, PartitionReply, Reply};
 use crate::machine::Machine;
-use crate::machine::spec::Hotplug;
+use crate::machine::spec::{PARTITIONS_ID, Role, Spec};
 
-/// What a client that wants `desired` of memory wants of the device, beside `boot` RAM.
+/// Wants a zone to have `desired` of memory, partitions not counted: at once where the machine
+/// runs, else from the next boot on. A reboot keeps the size. Returns what is to be plugged.
 ///
 /// # Errors
-/// The VM has no room for it, or it is no whole number of blocks.
-pub(super) fn shared_size(
+/// The zone has no room for it, or it is no whole number of blocks.
+pub(super) fn resize(
+    spec: &mut Spec,
+    machine: Option<&Machine>,
+    zone: usize,
+    desired: Bytes,
+) -> Result<Bytes, ApiError> {
+    let boot = spec.zones[zone].size;
+    let device = spec.mem_devices.iter_mut().find_map(|device| match &mut device.role {
+        Role::Zone { zone: its, plugged_at_boot } if *its == zone => {
+            Some((&device.id, device.size, device.block, plugged_at_boot))
+        }
+        Role::Zone { .. } | Role::Partitions { .. } => None,
+    });
+    let room = device.as_ref().map(|(_, size, block, _)| (*size, *block));
+    let plugged = plugged_size(desired, boot, room)?;
+    let Some((id, _, _, plugged_at_boot)) = device else { return Ok(plugged) };
+    if let Some(memory) = machine.and_then(|machine| machine.memory(id)) {
+        memory.resize_shared(plugged, None).map_err(refused)?;
+    }
+    *plugged_at_boot = plugged;
+    Ok(plugged)
+}
+
+/// What is to be plugged so that there is `desired` of memory, beside `boot` RAM. `room` is the
+/// most that can be, and the size of a block.
+fn plugged_size(
     desired: Bytes,
     boot: Bytes,
-    room: Option<&Hotplug>,
+    room: Option<(Bytes, Bytes)>,
 ) -> Result<Bytes, ApiError> {
     let problem = |text: String| ApiError::field("desired_ram", text);
-    let shared = desired.checked_sub(boot).ok_or_else(|| {
+    let plugged = desired.checked_sub(boot).ok_or_else(|| {
         problem(format!("{desired} is less than the {boot} that the guest booted with"))
     })?;
-    let most = room.map_or(Bytes::new(0), |room| room.shared);
-    if shared > most {
-        let hint = "make memory.hotplug_size larger when the VM is created";
-        let text = format!("{shared} more than at boot, but there is room for {most}; {hint}");
+    let (most, block) = room.unwrap_or((Bytes::ZERO, Bytes::new(1)));
+    if plugged > most {
+        let hint = "make hotplug_size larger when the VM is created";
+        let text = format!("{plugged} more than at boot, but there is room for {most}; {hint}");
         return Err(problem(text));
     }
-    match room {
-        Some(room) if !shared.is_multiple_of(room.block) => {
-            Err(problem(format!("{shared} more than at boot is no multiple of {}", room.block)))
-        }
-        _ => Ok(shared),
+    if !plugged.is_multiple_of(block) {
+        return Err(problem(format!("{plugged} more than at boot is no multiple of {block}")));
     }
+    Ok(plugged)
 }
 
 /// Why the device did not take a wish.
@@ -48,14 +74,14 @@ pub(super) fn partitions(machine: Option<&Machine>) -> Reply {
         let geometry = partitioner.geometry();
         partitioner.partitions().map(|one| PartitionReply::new(one, geometry, None)).collect()
     };
-    let hotplug = machine.and_then(Machine::hotplug);
-    Reply::Partitions(hotplug.map_or_else(Vec::new, |hotplug| hotplug.look(list)))
+    let memory = machine.and_then(|machine| machine.memory(PARTITIONS_ID));
+    Reply::Partitions(memory.map_or_else(Vec::new, |memory| memory.look(list)))
 }
 
 /// Partitions need a guest that keeps an instance's pages together, and says so through the
 /// channel. No guest can yet.
-pub(super) fn no_channel(room: Option<&Hotplug>) -> ApiError {
-    if room.is_none_or(|room| room.partitions == Bytes::new(0)) {
+pub(super) fn no_channel(spec: &Spec) -> ApiError {
+    if spec.mem_devices.iter().all(|device| device.id != PARTITIONS_ID) {
         let text = "memory.partitions: the VM has no room for partitions; create it with some";
         return ApiError::new(ErrorKind::WrongState, text);
     }
@@ -64,19 +90,22 @@ pub(super) fn no_channel(room: Option<&Hotplug>) -> ApiError {
     ApiError::new(ErrorKind::WrongState, text)
 }
 
-/// Passes on what the device tells, to whoever listens.
-pub(super) fn observer(events: EventMonitor) -> Observer {
+/// Passes on what the memory device `id` tells, to whoever listens.
+pub(super) fn observer(id: &str, events: EventMonitor) -> Observer {
+    let id = id.to_owned();
     Box::new(move |event| match event {
         MemEvent::SharedPlugged { requested, plugged } => {
             let name = if requested == plugged { "resized" } else { "resizing" };
             let (requested, plugged) = (requested.as_u64(), plugged.as_u64());
-            events.event("memory", name, &[("requested", &requested), ("plugged", &plugged)]);
+            let properties: [(&str, &dyn Display); 3] =
+                [("id", &id), ("requested", &requested), ("plugged", &plugged)];
+            events.event("memory", name, &properties);
         }
         MemEvent::PartitionChanged { partition, from } => {
             let state = format!("{:?}", partition.state);
             let (from, plugged) = (format!("{from:?}"), partition.plugged.as_u64());
             let id = partition.name;
-            let properties: [(&str, &dyn std::fmt::Display); 4] =
+            let properties: [(&str, &dyn Display); 4] =
                 [("id", &id), ("state", &state), ("from", &from), ("plugged", &plugged)];
             events.event("partition", "changed", &properties);
         }
@@ -87,17 +116,10 @@ pub(super) fn observer(events: EventMonitor) -> Observer {
 mod tests {
     use super::*;
 
-    const ROOM: Hotplug = Hotplug {
-        block: Bytes::mib(2),
-        shared: Bytes::gib(1),
-        plugged_at_boot: Bytes::mib(0),
-        partitions: Bytes::mib(0),
-        max_partitions: 0,
-    };
-
     #[test]
     fn desired_memory_counts_what_the_guest_booted_with() {
-        let size = |desired| shared_size(desired, Bytes::gib(1), Some(&ROOM)).map(Bytes::as_u64);
+        let room = Some((Bytes::gib(1), Bytes::mib(2)));
+        let size = |desired| plugged_size(desired, Bytes::gib(1), room).map(Bytes::as_u64);
         assert_eq!(size(Bytes::gib(1)).unwrap(), 0);
         assert_eq!(size(Bytes::gib(2)).unwrap(), 1 << 30);
         for (desired, problem) in [
@@ -114,10 +136,7 @@ mod tests {
 
     #[test]
     fn a_vm_without_room_says_how_to_get_some() {
-        let error = shared_size(Bytes::gib(2), Bytes::gib(1), None).unwrap_err();
-        assert!(error.to_string().contains("make memory.hotplug_size larger"), "{error}");
-        assert!(no_channel(None).to_string().contains("no room for partitions"));
-        let room = Hotplug { partitions: Bytes::gib(1), ..ROOM };
-        assert!(no_channel(Some(&room)).to_string().contains("lacks the partition channel"));
+        let error = plugged_size(Bytes::gib(2), Bytes::gib(1), None).unwrap_err();
+        assert!(error.to_string().contains("make hotplug_size larger"), "{error}");
     }
 }

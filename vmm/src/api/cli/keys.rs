@@ -39,6 +39,11 @@ impl OptionError {
     pub(super) fn new(option: &'static str, problem: String) -> Self {
         Self { option, problem }
     }
+
+    /// What is wrong, without the option's name.
+    pub(super) fn problem(&self) -> &str {
+        &self.problem
+    }
 }
 
 impl Table {

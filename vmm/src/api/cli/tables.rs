@@ -50,6 +50,12 @@ pub(super) const MEMORY: Table = Table {
     ],
 };
 
+/// `partitions` of `--memory`.
+const PARTITIONS: Table = Table {
+    option: "partitions",
+    keys: &[same("size", size), same("max", number), same("prepare", size)],
+};
+
 /// `--disk`.
 pub(super) const DISK: Table = Table {
     option: "--disk",
@@ -147,9 +153,15 @@ fn hotplug_method(text: &str) -> Result<Value, String> {
     }
 }
 
-/// The room for partitions.
+/// `SIZE`, or `[size=SIZE,max=NUMBER,prepare=SIZE]`.
 fn partitions(text: &str) -> Result<Value, String> {
-    Ok(json!({ "region_size": size(text)? }))
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    match inner {
+        None => Ok(json!({ "size": size(text)? })),
+        Some(keys) => {
+            PARTITIONS.parse(keys).map(Value::Object).map_err(|error| error.problem().to_owned())
+        }
+    }
 }
 
 /// As in JSON, where the first letter is a capital.

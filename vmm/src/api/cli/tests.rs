@@ -100,7 +100,8 @@ fn options_become_fields() {
     assert_eq!(config["memory"]["hotplug_method"], "VirtioMem");
     assert_eq!(config["memory"]["hotplug_size"], 4u64 << 30);
     assert_eq!(config["memory"]["hotplugged_size"], 1 << 30);
-    assert_eq!(config["memory"]["partitions"], json!({"region_size": 8u64 << 30, "max": 64}));
+    let partitions = json!({"size": 8u64 << 30, "max": 64, "prepare": 0});
+    assert_eq!(config["memory"]["partitions"], partitions);
     assert_eq!(config["memory"]["thp"], false);
     assert_eq!(config["memory"]["mergeable"], true);
     assert_eq!(config["payload"]["kernel"], "/k");
@@ -110,6 +111,17 @@ fn options_become_fields() {
     assert_eq!(config["platform"]["system_serial_number"], "1");
     assert_eq!(config["platform"]["system_uuid"], "2");
     assert_eq!(config["platform"]["oem_strings"], json!(["a", "b"]));
+}
+
+#[test]
+fn partitions_have_keys_of_their_own() {
+    let config = config(&["--memory", "partitions=[size=8G,max=7,prepare=1G],size=1G"]);
+    let partitions = json!({"size": 8u64 << 30, "max": 7, "prepare": 1 << 30});
+    assert_eq!(config["memory"]["partitions"], partitions);
+    assert_eq!(
+        value_problem("--memory", "partitions=[min=1]"),
+        r#"--memory: partitions: unknown key "min"; valid keys are size, max, prepare"#
+    );
 }
 
 #[test]

@@ -279,10 +279,10 @@ mod tests {
     #[test]
     fn room_for_partitions_has_a_default_number_of_them() {
         let partitions = |json| VmConfig::from_json(json).unwrap().memory.partitions;
-        let expected = |max| Some(PartitionsConfig { region_size: 4096, max });
-        let named = br#"{"memory":{"partitions":{"region_size":4096,"max":7}}}"#;
+        let expected = |max| Some(PartitionsConfig { size: 4096, max, prepare: 0 });
+        let named = br#"{"memory":{"partitions":{"size":4096,"max":7}}}"#;
         assert_eq!(partitions(named), expected(7));
-        assert_eq!(partitions(br#"{"memory":{"partitions":{"region_size":4096}}}"#), expected(64));
+        assert_eq!(partitions(br#"{"memory":{"partitions":{"size":4096}}}"#), expected(64));
         assert_eq!(partitions(br#"{"memory":{"partitions":null}}"#), None);
     }
 
@@ -300,7 +300,7 @@ mod tests {
             "disks": [{}, {"path": "/d", "sparse": true}],
             "platform": {"serial_number": "1", "uuid": "2", "uid": "3"},
             "net": [{"anything": 1}],
-            "memory": {"partitions": {"region_size": 1, "min": 1}},
+            "memory": {"partitions": {"size": 1, "min": 1}},
         }))
         .unwrap();
         let expected =
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(field_error(json!({"console": {}})), "console: missing field `mode`");
         assert_eq!(
             field_error(json!({"memory": {"partitions": {"max": 1}}})),
-            "memory.partitions: missing field `region_size`"
+            "memory.partitions: missing field `size`"
         );
         assert_eq!(
             field_error(json!({"disks": [{}, []], "memory": {}})),

@@ -63,11 +63,40 @@ pub fn ram(size: Bytes) -> Vec<Range<u64>> {
     ranges.into_iter().filter(|range| !range.is_empty()).collect()
 }
 
-/// Where memory that is plugged at run time has its room of `size`, behind all of `ram`.
-pub fn hotplug(ram: &[Range<u64>], size: Bytes) -> Range<u64> {
-    let end = ram.last().map_or(0, |range| range.end);
-    let start = end.max(4 * GIB).next_multiple_of(GIB);
-    start..start + size.as_u64()
+/// Where zones of RAM of `sizes` lie, one after another: each piece with the zone's index. Their
+/// sum is what [`ram`] was given.
+pub fn zones(sizes: impl IntoIterator<Item = Bytes>) -> Vec<(usize, Range<u64>)> {
+    let mut pieces = Vec::new();
+    let mut before = 0;
+    for (zone, size) in sizes.into_iter().enumerate() {
+        let after = before + size.as_u64();
+        // What of all RAM lies below this zone's end, and above its start.
+        let low = before.min(PCI_MEMORY_32.start)..after.min(PCI_MEMORY_32.start);
+        let high = before.max(PCI_MEMORY_32.start)..after.max(PCI_MEMORY_32.start);
+        let hole = 4 * GIB - PCI_MEMORY_32.start;
+        let ranges = [low, high.start + hole..high.end + hole];
+        pieces.extend(ranges.into_iter().filter(|range| !range.is_empty()).map(|r| (zone, r)));
+        before = after;
+    }
+    pieces
+}
+
+/// Where memory that is plugged at run time has its rooms of `sizes`, behind all of `ram`. `None`
+/// when they or RAM itself leave what `physical_bits` can address.
+pub fn hotplug(
+    ram: &[Range<u64>],
+    sizes: impl IntoIterator<Item = Bytes>,
+    physical_bits: u8,
+) -> Option<Vec<Range<u64>>> {
+    let limit = 1 << physical_bits.min(52);
+    let mut end = ram.last().map_or(0, |range| range.end);
+    let rooms = sizes.into_iter().map(|size| {
+        let start = end.max(4 * GIB).checked_next_multiple_of(GIB)?;
+        end = start.checked_add(size.as_u64())?;
+        (end <= limit).then_some(start..end)
+    });
+    let rooms = rooms.collect::<Option<Vec<_>>>()?;
+    (end <= limit).then_some(rooms)
 }
 
 /// The 64-bit PCI memory aperture of a machine whose memory ends at `memory_end`, or `None` when
@@ -110,6 +139,17 @@ mod tests {
     }
 
     #[test]
+    fn zones_follow_each_other_round_the_hole() {
+        let sizes = [1, 3, 2].map(Bytes::gib);
+        let pieces = [(0, 0..GIB), (1, GIB..3 * GIB), (1, 4 * GIB..5 * GIB), (2, 5 * GIB..7 * GIB)];
+        assert_eq!(zones(sizes), pieces);
+        for size in [Bytes::mib(128), Bytes::gib(3), Bytes::gib(6)] {
+            let whole: Vec<_> = zones([size]).into_iter().map(|(_, range)| range).collect();
+            assert_eq!(whole, ram(size));
+        }
+    }
+
+    #[test]
     fn the_map_is_sorted_and_disjoint() {
         let map = memory_map(&ram(Bytes::new(6 * GIB)));
         assert!(map.windows(2).all(|pair| pair[0].0.end <= pair[1].0.start), "{map:x?}");
@@ -124,9 +164,22 @@ mod tests {
     #[test]
     fn hotplug_lies_above_4_gib_whatever_the_ram() {
         for (size, start) in [(128 * MIB, 4 * GIB), (3 * GIB, 4 * GIB), (6 * GIB + 1, 8 * GIB)] {
-            let room = hotplug(&ram(Bytes::new(size)), Bytes::gib(2));
-            assert_eq!(room, start..start + 2 * GIB);
+            let rooms = hotplug(&ram(Bytes::new(size)), [Bytes::gib(2), Bytes::mib(2)], 40);
+            let second = start + 2 * GIB;
+            assert_eq!(rooms.unwrap(), [start..second, second..second + 2 * MIB]);
         }
+    }
+
+    #[test]
+    fn hotplug_stays_within_the_addresses() {
+        let ram = ram(Bytes::gib(5));
+        let fits = |sizes: &[Bytes]| hotplug(&ram, sizes.iter().copied(), 36).is_some();
+        assert!(fits(&[]));
+        assert!(fits(&[Bytes::gib(50), Bytes::gib(8)]));
+        assert!(!fits(&[Bytes::gib(50), Bytes::new(8 * GIB + 1)]));
+        assert!(!fits(&[Bytes::new(1), Bytes::gib(58)]), "each room is aligned");
+        assert!(!fits(&[Bytes::new(u64::MAX)]));
+        assert!(hotplug(&ram, [], 32).is_none(), "RAM itself does not fit");
     }
 
     #[test]

@@ -12,12 +12,11 @@ use log::warn;
 use memctl::Bytes;
 
 use super::{
-    Affinity, Backing, Cpus, InvalidConfig, Memory, Payload, Platform, Rng, Spec, Topology,
-    devices, hotplug, unsupported,
+    Affinity, Cpus, InvalidConfig, Payload, Platform, Rng, Spec, Topology, devices, hotplug,
+    memory, unsupported,
 };
 use crate::api::config::{
-    AffinityConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig,
-    TopologyConfig, VmConfig,
+    AffinityConfig, CpusConfig, PayloadConfig, PlatformConfig, RngConfig, TopologyConfig, VmConfig,
 };
 use crate::kvm::cpuid;
 
@@ -35,11 +34,15 @@ impl TryFrom<&VmConfig> for Spec {
         let mut problems = Problems::default();
         unsupported::check(config, &mut problems);
         let cpus = cpus(&config.cpus, &mut problems);
-        let memory = memory(&config.memory, cpus.max_phys_bits, &mut problems);
-        let bits = cpus.max_phys_bits;
+        let zones = memory::zones(&config.memory, cpus.max_phys_bits, &mut problems);
         let spec = Self {
-            hotplug: hotplug::hotplug(&config.memory, &memory, bits, &mut problems),
-            memory,
+            mem_devices: hotplug::devices(
+                &config.memory,
+                &zones,
+                cpus.max_phys_bits,
+                &mut problems,
+            ),
+            zones,
             payload: payload(&config.payload, &mut problems),
             serial: devices::serial(&config.serial, &mut problems),
             console: devices::console(&config.console, &config.serial, &mut problems),
@@ -60,6 +63,16 @@ impl Problems {
     /// Adds a problem with the field at the JSON path `path`.
     pub(super) fn add(&mut self, path: impl Display, problem: impl Display) {
         self.0.push(format!("{path}: {problem}"));
+    }
+
+    /// `size`, with a problem where it is no multiple of `unit`.
+    pub(super) fn multiple(&mut self, path: impl Display, size: u64, unit: Bytes) -> Bytes {
+        let size = Bytes::new(size);
+        if !size.is_multiple_of(unit) {
+            let problem = format!("{} is no multiple of {unit}; round it", size.as_u64());
+            self.add(path, problem);
+        }
+        size
     }
 
     /// Adds a problem for each of `requests` that is made, below `prefix`.
@@ -162,45 +175,6 @@ fn affinity(config: &[AffinityConfig], max: u8, problems: &mut Problems) -> Vec<
         }
     }
     list
-}
-
-fn memory(config: &MemoryConfig, max_phys_bits: u8, problems: &mut Problems) -> Memory {
-    let memory = Memory {
-        size: Bytes::new(config.size),
-        backing: backing(config, problems),
-        prefault: config.prefault,
-        thp: config.thp,
-        mergeable: config.mergeable,
-        reserve: config.reserve,
-    };
-    let (size, page) = (memory.size, memory.backing.page());
-    if size == Bytes::ZERO {
-        problems.add("memory.size", "0 bytes; give the guest some memory");
-    } else if !size.is_multiple_of(page) {
-        let problem = format!("{} is no multiple of {page}; round it", size.as_u64());
-        problems.add("memory.size", problem);
-    } else if size.as_u64() >> max_phys_bits != 0 {
-        let problem = format!("{size} is over the {max_phys_bits} bits of cpus.max_phys_bits");
-        problems.add("memory.size", problem);
-    }
-    memory
-}
-
-fn backing(config: &MemoryConfig, problems: &mut Problems) -> Backing {
-    let page = config.hugepage_size.map_or(Bytes::mib(2), Bytes::new);
-    if ![Bytes::mib(2), Bytes::gib(1)].contains(&page) {
-        let problem = format!("{page} is no huge page of x86-64; use 2 MiB or 1 GiB");
-        problems.add("memory.hugepage_size", problem);
-    }
-    match (config.hugepages, config.shared) {
-        (true, shared) => Backing::Hugetlb { page, shared },
-        (false, _) if config.hugepage_size.is_some() => {
-            problems.add("memory.hugepage_size", "needs memory.hugepages; turn that on");
-            Backing::Anonymous
-        }
-        (false, true) => Backing::Shared,
-        (false, false) => Backing::Anonymous,
-    }
 }
 
 fn payload(config: &PayloadConfig, problems: &mut Problems) -> Payload {

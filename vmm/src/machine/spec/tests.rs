@@ -42,21 +42,25 @@ fn assert_refused(fields: Value, problem: &str) {
     assert_eq!(spec(fields.clone()), Err(vec![problem.to_owned()]), "{fields}");
 }
 
+/// What memory is made of unless asked otherwise.
+fn plain() -> Memory {
+    Memory {
+        backing: Backing::Anonymous,
+        prefault: false,
+        thp: true,
+        mergeable: false,
+        reserve: false,
+    }
+}
+
 #[test]
 fn kernel_alone_is_enough() {
     let files = Files::new();
     let spec = files.spec(json!({})).unwrap();
     let expected = Spec {
         cpus: Cpus { boot: 1, max: 1, topology: None, affinity: Vec::new(), max_phys_bits: 46 },
-        memory: Memory {
-            size: Bytes::mib(512),
-            backing: Backing::Anonymous,
-            prefault: false,
-            thp: true,
-            mergeable: false,
-            reserve: false,
-        },
-        hotplug: None,
+        zones: vec![Zone { id: "mem0".into(), size: Bytes::mib(512), memory: plain() }],
+        mem_devices: Vec::new(),
         payload: Payload {
             kernel: files.path("kernel").into(),
             initramfs: None,
@@ -91,8 +95,9 @@ fn everything_that_exists_can_be_asked_for() {
     let spec = spec.unwrap();
     assert_eq!(spec.cpus.topology.unwrap().vcpus(), 4);
     assert_eq!(spec.cpus.affinity, [Affinity { vcpu: 1, host_cpus: vec![0, 1023] }]);
-    assert_eq!(spec.memory.backing, Backing::Hugetlb { page: Bytes::gib(1), shared: true });
-    assert!(spec.memory.prefault && spec.memory.mergeable && spec.memory.reserve);
+    let memory = &spec.zones[0].memory;
+    assert_eq!(memory.backing, Backing::Hugetlb { page: Bytes::gib(1), shared: true });
+    assert!(memory.prefault && memory.mergeable && memory.reserve);
     assert_eq!(spec.serial, CharMode::Socket("/s".into()));
     assert_eq!(spec.console, CharMode::File("/f".into()));
     assert_eq!(spec.disks[0].queue_size, 32768);
@@ -102,7 +107,7 @@ fn everything_that_exists_can_be_asked_for() {
 
 #[test]
 fn backing_follows_shared_and_hugepages() {
-    let backing = |fields| spec(json!({ "memory": fields })).unwrap().memory.backing;
+    let backing = |fields| spec(json!({ "memory": fields })).unwrap().zones[0].memory.backing;
     assert_eq!(backing(json!({"shared": true})), Backing::Shared);
     let page = Bytes::mib(2);
     assert_eq!(backing(json!({"hugepages": true})), Backing::Hugetlb { page, shared: false });
@@ -202,31 +207,31 @@ fn memory_that_cannot_be_is_refused() {
 const GIB: u64 = 1 << 30;
 
 #[test]
-fn hotplug_has_room_for_the_vm_and_for_partitions() {
-    let hotplug = |memory: Value| spec(json!({ "memory": memory })).unwrap().hotplug.unwrap();
+fn each_way_to_grow_has_a_device_of_its_own() {
+    let devices = |memory: Value| spec(json!({ "memory": memory })).unwrap().mem_devices;
+    let partitions = json!({"size": 8 * GIB, "max": 7, "prepare": GIB});
     let all = json!({"hotplug_method": "VirtioMem", "hotplug_size": 4 * GIB,
-                     "hotplugged_size": GIB, "partitions": {"region_size": 8 * GIB, "max": 7}});
-    let expected = Hotplug {
-        block: Bytes::mib(2),
-        shared: Bytes::gib(4),
-        plugged_at_boot: Bytes::gib(1),
-        partitions: Bytes::gib(8),
-        max_partitions: 7,
+                     "hotplugged_size": GIB, "partitions": partitions});
+    let device = |id: &str, size, role| {
+        let (block, memory) = (Bytes::mib(2), plain());
+        MemDevice { id: id.to_owned(), size, block, memory, role }
     };
-    assert_eq!(hotplug(all), expected);
-    assert_eq!(expected.room(), Bytes::gib(12));
+    let zone = Role::Zone { zone: 0, plugged_at_boot: Bytes::gib(1) };
+    let role = Role::Partitions { max: 7, prepare: Bytes::gib(1) };
+    let expected =
+        [device("__mem", Bytes::gib(4), zone), device("__partitions", Bytes::gib(8), role)];
+    assert_eq!(devices(all), expected);
 
-    let shared = hotplug(json!({"hotplug_method": "VirtioMem", "hotplug_size": 2 << 20}));
-    assert_eq!((shared.partitions, shared.max_partitions), (Bytes::ZERO, 0));
-    let partitions = hotplug(json!({"partitions": {"region_size": GIB}}));
-    assert_eq!((partitions.shared, partitions.max_partitions), (Bytes::ZERO, 64));
+    let partitions = devices(json!({"partitions": {"size": GIB}}));
+    let role = Role::Partitions { max: 64, prepare: Bytes::ZERO };
+    assert_eq!(partitions, [device("__partitions", Bytes::gib(1), role)]);
 }
 
 #[test]
 fn blocks_are_as_large_as_the_pages_behind_them() {
     let block = |mut memory: Value| {
-        memory["partitions"] = json!({"region_size": 4 * GIB});
-        spec(json!({ "memory": memory })).unwrap().hotplug.unwrap().block
+        memory["partitions"] = json!({"size": 4 * GIB});
+        spec(json!({ "memory": memory })).unwrap().mem_devices[0].block
     };
     assert_eq!(block(json!({"shared": true})), Bytes::mib(2));
     assert_eq!(block(json!({"hugepages": true})), Bytes::mib(2));
@@ -257,8 +262,8 @@ fn hotplug_that_cannot_be_is_refused() {
     );
     refused(
         json!({"size": GIB, "hugepages": true, "hugepage_size": GIB,
-               "partitions": {"region_size": 512 << 20}}),
-        "memory.partitions.region_size: 536870912 is no multiple of 1 GiB; round it",
+               "partitions": {"size": 512 << 20}}),
+        "memory.partitions.size: 536870912 is no multiple of 1 GiB; round it",
     );
     refused(
         json!({"hotplugged_size": GIB}),
@@ -268,9 +273,13 @@ fn hotplug_that_cannot_be_is_refused() {
         json!({"hotplug_size": GIB, "hotplugged_size": 2 * GIB}),
         "memory.hotplugged_size: 2 GiB is over memory.hotplug_size, 1 GiB; lower it",
     );
+    refused(
+        json!({"partitions": {"size": GIB, "prepare": 2 * GIB}}),
+        "memory.partitions.prepare: 2 GiB is over memory.partitions.size, 1 GiB; lower it",
+    );
     for max in [0, 4097] {
         let problem = format!("memory.partitions.max: {max} is out of range; use 1 to 4096");
-        refused(json!({"partitions": {"region_size": GIB, "max": max}}), &problem);
+        refused(json!({"partitions": {"size": GIB, "max": max}}), &problem);
     }
 }
 
@@ -280,14 +289,14 @@ fn hotplug_fits_behind_ram() {
         spec(json!({
             "cpus": {"max_phys_bits": 36},
             "memory": {"size": size, "hotplug_method": "VirtioMem", "hotplug_size": shared,
-                       "partitions": {"region_size": partitions}},
+                       "partitions": {"size": partitions}},
         }))
     };
     // 64 GiB of addresses, of which 1 GiB is the hole below 4 GiB.
     assert!(memory(13 * GIB, 20 * GIB, 30 * GIB).is_ok());
     assert!(memory(2 << 20, 0, 60 * GIB).is_ok());
     let block = 2 << 20;
-    let too_wide = "memory: size, hotplug_size and partitions.region_size together are over the \
+    let too_wide = "memory: size, hotplug_size and partitions.size together are over the \
                     36 bits of cpus.max_phys_bits; lower one";
     let cases = [
         (13 * GIB, 20 * GIB, 30 * GIB + block),
@@ -307,16 +316,12 @@ fn hotplug_fits_behind_ram() {
 
 #[test]
 fn number_of_blocks_is_bounded() {
-    let hotplug = |shared: u64| {
-        json!({"memory": {"hotplug_method": "VirtioMem", "hotplug_size": shared,
-                          "partitions": {"region_size": GIB}}})
-    };
+    let partitions = |size: u64| json!({"memory": {"partitions": {"size": size}}});
     let most = 32768 * GIB;
-    assert!(spec(hotplug(most - GIB)).is_ok());
+    assert_eq!(spec(partitions(most)).unwrap().mem_devices[0].size, Bytes::new(most));
     assert_refused(
-        hotplug(most),
-        "memory: hotplug_size and partitions.region_size together are over 16777216 blocks of \
-         2 MiB; lower one",
+        partitions(most + GIB),
+        "memory.partitions.size: 32769 GiB is over 16777216 blocks of 2 MiB; lower it",
     );
 }
 
@@ -461,9 +466,9 @@ fn what_asks_for_nothing_is_accepted() {
     let fields = json!({
         "net": [], "fs": null, "watchdog": false, "landlock_rules": [],
         "cpus": {"features": {"amx": false}},
-        "memory": {"hotplug_size": 0, "hotplugged_size": 0, "partitions": {"region_size": 0}},
+        "memory": {"hotplug_size": 0, "hotplugged_size": 0, "partitions": {"size": 0}},
     });
-    assert_eq!(spec(fields).unwrap().hotplug, None);
+    assert_eq!(spec(fields).unwrap().mem_devices, []);
 }
 
 #[test]

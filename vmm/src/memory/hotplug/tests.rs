@@ -5,24 +5,18 @@ use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
 use crate::machine::spec::Backing;
-use crate::memory::{GuestRam, allocate};
+use crate::memory::{GuestRam, Room, allocate};
 
 const BLOCK: u64 = 2 << 20;
 const START: u64 = 4 << 30;
 
 fn ram(backing: Backing, blocks: u64) -> (Arc<GuestMemory>, HotplugMemory) {
-    let memory = Memory {
-        size: Bytes::mib(2),
-        backing,
-        prefault: false,
-        thp: true,
-        mergeable: false,
-        reserve: false,
-    };
-    let hotplug = Some((START..START + blocks * BLOCK, Bytes::new(BLOCK)));
-    let boot = std::slice::from_ref(&(0..BLOCK));
-    let GuestRam { memory, hotplug } = allocate(&memory, boot, hotplug, &Arc::default()).unwrap();
-    (memory, hotplug.unwrap())
+    let memory = Memory { backing, prefault: false, thp: true, mergeable: false, reserve: false };
+    let boot = Room { range: 0..BLOCK, memory: &memory, block: None };
+    let range = START..START + blocks * BLOCK;
+    let room = Room { range, memory: &memory, block: Some(Bytes::new(BLOCK)) };
+    let GuestRam { memory, mut hotplug } = allocate(&[boot, room], &Arc::default()).unwrap();
+    (memory, hotplug.remove(0))
 }
 
 fn blocks(range: Range<u64>) -> Range<u64> {
