@@ -9,8 +9,8 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::Result;
@@ -23,11 +23,16 @@ use vm_memory::{
 /// All of a guest's RAM. Its set of regions never changes while the machine exists.
 pub type GuestMemory = GuestRegionCollection<Region>;
 
+/// Who is told that the monitor itself was sent to closed memory, with the guest-physical address of
+/// the access. Called on the thread that asked, which may hold a device's lock: it must not wait.
+pub type RefusalWatch = Arc<dyn Fn(GuestAddress) + Send + Sync>;
+
 /// One contiguous range of guest-physical RAM and the host mapping behind it.
 pub struct Region {
     mapping: MmapRegion,
     start: GuestAddress,
     gate: Option<Arc<Gate>>,
+    watch: OnceLock<RefusalWatch>,
     _owner: Box<dyn Send + Sync>,
 }
 
@@ -43,7 +48,17 @@ impl Region {
         owner: Box<dyn Send + Sync>,
     ) -> Option<Self> {
         start.0.checked_add(mapping.size() as u64)?;
-        Some(Self { mapping, start, gate, _owner: owner })
+        Some(Self { mapping, start, gate, watch: OnceLock::new(), _owner: owner })
+    }
+
+    /// Tells `watch` of every access from now on that meets a closed block. The first watch stays.
+    pub fn watch(&self, watch: RefusalWatch) {
+        let _ = self.watch.set(watch);
+    }
+
+    /// Whether blocks of it can be closed.
+    pub fn is_gated(&self) -> bool {
+        self.gate.is_some()
     }
 
     /// Always accessible RAM at `start` whose mapping owns itself.
@@ -102,6 +117,9 @@ impl GuestMemoryRegion for Region {
         count: usize,
     ) -> Result<VolatileSlice<'_, BS<'_, Self::B>>> {
         if !self.is_open(offset.0, count) {
+            if let Some(watch) = self.watch.get() {
+                watch(GuestAddress(self.start.0 + offset.0));
+            }
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
         Ok(self.mapping.get_slice(offset.0 as usize, count)?)
@@ -169,7 +187,7 @@ fn masks(first: usize, count: usize) -> impl Iterator<Item = (usize, u64)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestMemoryBackend};
 
     const BLOCK: u64 = 1 << 21;
 
@@ -190,6 +208,20 @@ mod tests {
         memory.write_slice(b"no", GuestAddress(BLOCK)).unwrap_err();
         memory.write_slice(b"no", GuestAddress(5 * BLOCK)).unwrap_err();
         memory.load::<u16>(GuestAddress(4 * BLOCK), Ordering::Relaxed).unwrap_err();
+    }
+
+    #[test]
+    fn the_watch_hears_of_closed_blocks_only() {
+        let memory = gated_memory(&[1]);
+        let heard = Arc::new(AtomicU64::new(0));
+        let watch = Arc::clone(&heard);
+        let region = memory.iter().next().unwrap();
+        region.watch(Arc::new(move |addr| watch.store(addr.0, Ordering::Relaxed)));
+        memory.write_slice(b"ok", GuestAddress(2 * BLOCK)).unwrap();
+        memory.write_slice(b"no", GuestAddress(64 * BLOCK)).unwrap_err();
+        assert_eq!(heard.load(Ordering::Relaxed), 0);
+        memory.write_slice(b"no", GuestAddress(4 * BLOCK + 8)).unwrap_err();
+        assert_eq!(heard.load(Ordering::Relaxed), 4 * BLOCK + 8);
     }
 
     #[test]

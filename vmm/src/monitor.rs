@@ -14,6 +14,7 @@
 
 mod instance;
 mod memory;
+mod refused;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -36,6 +37,7 @@ use crate::api::{
 use crate::machine::spec::InvalidConfig;
 use crate::machine::{self, Signals};
 use instance::Instance;
+pub use refused::RefusedAccess;
 
 /// Why the monitor ends with an error.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,14 @@ pub enum Error {
     /// A vCPU can't go on.
     #[error("the guest crashed")]
     Fault(#[from] crate::kvm::vcpu::Fault),
+    /// The guest reached for memory that it does not have, and is not to go on.
+    #[error("the guest was stopped: {access}")]
+    Refused {
+        /// Where, and whose memory it is.
+        access: RefusedAccess,
+        /// The vCPU that can't go on, where it was one.
+        source: Option<crate::kvm::vcpu::Fault>,
+    },
     /// The API can't be served.
     #[error("the API can't be served")]
     Api(#[from] ServerError),
@@ -108,14 +118,22 @@ enum Source {
     PowerOff,
     Reset,
     Fault,
+    Refused,
     Serial,
     Terminate,
     Terminal,
 }
 
 impl Source {
-    const ALL: [Self; 6] =
-        [Self::PowerOff, Self::Reset, Self::Fault, Self::Serial, Self::Terminate, Self::Terminal];
+    const ALL: [Self; 7] = [
+        Self::PowerOff,
+        Self::Reset,
+        Self::Fault,
+        Self::Refused,
+        Self::Serial,
+        Self::Terminate,
+        Self::Terminal,
+    ];
 }
 
 /// The state of the process. Owned by its main thread's event loop.
@@ -201,7 +219,13 @@ impl Monitor {
                 let _ = self.signals.fault.read();
                 let fault = self.vm.as_mut().and_then(Instance::fault);
                 self.events.event("vm", "panic", &[]);
-                self.outcome = fault.map(|fault| Err(fault.into()));
+                self.outcome = fault.map(Err);
+            }
+            Source::Refused => {
+                let _ = self.signals.refused.read();
+                // Of several reasons to end, the first holds.
+                let refused = self.vm.as_ref().and_then(Instance::refused).map(Err);
+                self.outcome = self.outcome.take().or(refused);
             }
             Source::Serial => self.machine(machine::Machine::serial_ready),
             Source::Terminate => {
@@ -228,6 +252,7 @@ impl Monitor {
             Source::PowerOff => &self.signals.power_off,
             Source::Reset => &self.signals.reset,
             Source::Fault => &self.signals.fault,
+            Source::Refused => &self.signals.refused,
             Source::Serial => self.serial.as_ref(),
             Source::Terminate => &self.terminate,
             Source::Terminal => &self.terminal,

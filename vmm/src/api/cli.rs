@@ -50,7 +50,8 @@ pub struct Cli {
     #[arg(long, value_name = "KEYS", requires = "payload", help = CPUS_HELP)]
     cpus: Option<String>,
     /// size=512M,shared=off,hugepages=off,hugepage_size=,prefault=off,thp=on,mergeable=off,
-    /// reserve=off,hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=,partitions=
+    /// reserve=off,hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=,partitions=,
+    /// refused_access=stop
     #[arg(long, value_name = "KEYS", requires = "payload")]
     memory: Option<String>,
     /// path=,readonly=off,direct=off,num_queues=1,queue_size=128,id=,serial=,image_type=raw;

@@ -181,6 +181,16 @@ pub enum HotplugMethod {
     VirtioMem,
 }
 
+/// What becomes of a VM that reaches for memory it does not have; Cloud Hypervisor does not ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusedAccess {
+    /// It ends with that error.
+    #[default]
+    Stop,
+    /// An event tells of it, and it goes on if it can.
+    Report,
+}
+
 /// RAM; sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -197,6 +207,8 @@ pub struct MemoryConfig {
     pub hotplugged_size: Option<u64>,
     /// Room for partitions, besides all that.
     pub partitions: Option<PartitionsConfig>,
+    /// What to do about an access to memory that is not plugged.
+    pub refused_access: RefusedAccess,
     /// Let other processes map it.
     pub shared: bool,
     /// Take it from the host's pool of huge pages.
@@ -222,6 +234,7 @@ impl Default for MemoryConfig {
             hotplug_size: None,
             hotplugged_size: None,
             partitions: None,
+            refused_access: RefusedAccess::Stop,
             shared: false,
             hugepages: false,
             hugepage_size: None,

@@ -73,6 +73,17 @@ pub struct Fault {
     registers: String,
 }
 
+impl Fault {
+    /// Where the guest reached for memory that can't be accessed, if that is why it stopped: a
+    /// guest-physical address, of the page where the host tells no more.
+    pub fn inaccessible(&self) -> Option<u64> {
+        match self.reason {
+            Reason::Memory(address) => Some(address),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Reason {
     TripleFault,

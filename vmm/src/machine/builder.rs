@@ -22,6 +22,7 @@ use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chardev::{CharDevice, CharError};
+use super::refusals::Refusals;
 use super::spec::{self, MemDevice, Role, Spec};
 use super::table::{Attached, Model, SerialEvents, Table};
 use super::{Error, Machine, Signals};
@@ -76,6 +77,7 @@ pub struct Builder<'a> {
     ports: Bus,
     pci: Arc<PciRoot>,
     devices: Table,
+    refusals: Arc<Refusals>,
 }
 
 impl<'a> Builder<'a> {
@@ -97,12 +99,14 @@ impl<'a> Builder<'a> {
             builder.mem_device(device, start, memory, observer)?;
         }
         let (vm, _memory) = (Arc::clone(&builder.vm), Arc::clone(&builder.memory));
+        let refusals = Arc::clone(&builder.refusals);
         let (vcpus, devices) = builder.finish(serial.is_some())?;
         Ok(Machine {
             vcpus,
             devices,
             serial,
             console,
+            refusals,
             power,
             vm,
             _memory,
@@ -130,9 +134,21 @@ impl<'a> Builder<'a> {
             low: layout::PCI_MEMORY_32,
             high: memory_64.clone().unwrap_or(0..0),
         });
-        let (ports, devices) = (Bus::default(), Table::default());
-        let this =
-            Self { spec, signals, vm, memory, ram, physical_bits, memory_64, ports, pci, devices };
+        let refusals = Refusals::new(clone(&signals.refused)?);
+        refusals.watch(&memory);
+        let this = Self {
+            spec,
+            signals,
+            vm,
+            memory,
+            ram,
+            physical_bits,
+            memory_64,
+            ports: Bus::default(),
+            pci,
+            devices: Table::default(),
+            refusals,
+        };
         Ok((this, rooms.iter().map(|room| room.start).zip(hotplug).collect()))
     }
 
@@ -251,6 +267,7 @@ impl<'a> Builder<'a> {
         for (range, window) in self.pci.windows() {
             memory.insert(range, window)?;
         }
+        self.refusals.stand_in(&self.memory, &mut memory)?;
         let buses = Buses { ports: self.ports, memory };
         let vcpus = Vcpus::start(&self.vm, states, buses, clone(&self.signals.fault)?)?;
         Ok((vcpus, self.devices))

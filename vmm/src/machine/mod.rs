@@ -13,6 +13,7 @@
 
 mod builder;
 pub mod chardev;
+pub mod refusals;
 pub mod spec;
 mod table;
 
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use devices::guest_memory::GuestMemory;
 use devices::platform::power::{Event, Events};
 use devices::virtio::console::{ConsoleHandle, WindowSize};
-use devices::virtio::mem::MemHandle;
+use devices::virtio::mem::{BlockView, MemHandle};
 use kvm_bindings::kvm_clock_data;
 use log::error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -31,6 +32,8 @@ use crate::arch::x86_64::boot;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::{Fault, Vcpus};
 use crate::{kvm, memory};
+
+use refusals::{Refusal, Refusals};
 
 pub use builder::{Builder, Characters, Surroundings};
 pub use table::Attached;
@@ -80,6 +83,8 @@ pub struct Signals {
     pub reset: EventFd,
     /// A vCPU can't go on.
     pub fault: EventFd,
+    /// Someone reached for closed memory: [`Machine::refusals`] tells.
+    pub refused: EventFd,
 }
 
 impl Signals {
@@ -89,7 +94,7 @@ impl Signals {
     /// The host is out of descriptors.
     pub fn new() -> io::Result<Self> {
         let event = || EventFd::new(EFD_NONBLOCK);
-        Ok(Self { power_off: event()?, reset: event()?, fault: event()? })
+        Ok(Self { power_off: event()?, reset: event()?, fault: event()?, refused: event()? })
     }
 }
 
@@ -100,6 +105,7 @@ pub struct Machine {
     devices: Table,
     serial: Option<SerialEvents>,
     console: Option<ConsoleHandle>,
+    refusals: Arc<Refusals>,
     power: Arc<Events>,
     vm: Arc<Vm>,
     _memory: Arc<GuestMemory>,
@@ -178,6 +184,23 @@ impl Machine {
     /// What comes and goes through the memory device `id`.
     pub fn memory(&self, id: &str) -> Option<&MemHandle> {
         self.devices().iter().find(|device| device.id == id)?.memory.as_ref()
+    }
+
+    /// What is known of the closed memory at a guest-physical address; `None` where no memory comes
+    /// and goes.
+    pub fn block_at(&self, address: u64) -> Option<BlockView> {
+        let mut devices = self.devices().iter().filter_map(|device| device.memory.as_ref());
+        devices.find_map(|memory| memory.block_at(address))
+    }
+
+    /// Accesses to closed memory that were not reported yet.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        self.refusals.take()
+    }
+
+    /// Accesses to closed memory by kind.
+    pub fn refused(&self) -> Vec<(&'static str, u64)> {
+        self.refusals.list()
     }
 
     /// Ends the vCPUs; returns why one of them could not go on.

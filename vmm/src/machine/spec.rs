@@ -32,6 +32,8 @@ pub struct Spec {
     pub zones: Vec<Zone>,
     /// Memory that comes and goes while the VM runs, in the order of its addresses.
     pub mem_devices: Vec<MemDevice>,
+    /// What becomes of the VM when it reaches for closed memory.
+    pub refused_access: RefusedAccess,
     /// What the guest boots.
     pub payload: Payload,
     /// The 16550 at COM1; [`CharMode::Null`] unless asked otherwise.
@@ -164,6 +166,15 @@ pub enum Role {
         /// For how much of the room the guest is to have its bookkeeping ready.
         prepare: Bytes,
     },
+}
+
+/// What becomes of a VM that reaches, or sends a device, to memory it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedAccess {
+    /// It ends with that error.
+    Stop,
+    /// It goes on if it can.
+    Report,
 }
 
 /// Where guest pages come from.

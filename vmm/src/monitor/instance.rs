@@ -7,13 +7,12 @@ use log::info;
 use memctl::Bytes;
 use vmm_sys_util::epoll::Epoll;
 
-use super::{Error, memory};
+use super::{Error, memory, refused};
 use crate::api::config::{CharConfig, VmConfig};
 use crate::api::{
     ApiError, Counters, DeviceNode, ErrorKind, EventMonitor, InfoReply, RegionReply, Reply,
     Request, VmState,
 };
-use crate::kvm::vcpu::Fault;
 use crate::machine::chardev::CharDevice;
 use crate::machine::spec::Spec;
 use crate::machine::{self, Attached, Builder, Characters, Machine, Signals, Surroundings};
@@ -116,8 +115,15 @@ impl Instance {
     }
 
     /// Why a vCPU ended by itself, if one did.
-    pub(super) fn fault(&mut self) -> Option<Fault> {
-        self.machine.as_mut().and_then(Machine::stop)
+    pub(super) fn fault(&mut self) -> Option<Error> {
+        let machine = self.machine.as_mut()?;
+        let fault = machine.stop()?;
+        Some(refused::fault(machine, fault, &self.events))
+    }
+
+    /// Tells of the accesses to closed memory. Returns why the VM is to end, if it is.
+    pub(super) fn refused(&self) -> Option<Error> {
+        refused::report(self.machine.as_ref()?, self.spec.refused_access, &self.events)
     }
 
     pub(super) fn machine(&self) -> Option<&Machine> {
@@ -185,12 +191,14 @@ fn node(device: &Attached) -> DeviceNode {
     }
 }
 
-/// Counters by device, and the vCPUs' exits under `_vcpus`.
+/// Counters by device, the vCPUs' exits under `_vcpus`, and accesses to closed memory under
+/// `_memory`.
 fn counters(machine: &Machine) -> Counters {
     let devices = machine.devices().iter().map(|device| (device.id.clone(), device.counters()));
     let exits = ("_vcpus".to_owned(), machine.exits());
+    let refused = ("_memory".to_owned(), machine.refused());
     devices
-        .chain([exits])
+        .chain([exits, refused])
         .map(|(id, counters)| (id, counters.into_iter().collect::<BTreeMap<_, _>>()))
         .collect()
 }

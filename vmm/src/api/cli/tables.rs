@@ -47,6 +47,7 @@ pub(super) const MEMORY: Table = Table {
         same("hotplug_size", size),
         same("hotplugged_size", size),
         same("partitions", partitions),
+        same("refused_access", refused_access),
     ],
 };
 
@@ -150,6 +151,14 @@ fn hotplug_method(text: &str) -> Result<Value, String> {
         "acpi" => Ok("Acpi".into()),
         "virtio-mem" => Ok("VirtioMem".into()),
         _ => Err(format!("{text:?} does not exist; use acpi or virtio-mem")),
+    }
+}
+
+fn refused_access(text: &str) -> Result<Value, String> {
+    match text {
+        "stop" => Ok("Stop".into()),
+        "report" => Ok("Report".into()),
+        _ => Err(format!("{text:?} does not exist; use stop or report")),
     }
 }
 

@@ -243,6 +243,11 @@ fn values_that_cannot_be_read_are_explained() {
         ),
         (
             "--memory",
+            "refused_access=ask",
+            r#"--memory: refused_access: "ask" does not exist; use stop or report"#,
+        ),
+        (
+            "--memory",
             "hotplug_method=x",
             r#"--memory: hotplug_method: "x" does not exist; use acpi or virtio-mem"#,
         ),

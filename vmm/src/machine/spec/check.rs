@@ -12,11 +12,12 @@ use log::warn;
 use memctl::Bytes;
 
 use super::{
-    Affinity, Cpus, InvalidConfig, Payload, Platform, Rng, Spec, Topology, devices, hotplug,
-    memory, unsupported,
+    Affinity, Cpus, InvalidConfig, Payload, Platform, RefusedAccess, Rng, Spec, Topology, devices,
+    hotplug, memory, unsupported,
 };
 use crate::api::config::{
-    AffinityConfig, CpusConfig, PayloadConfig, PlatformConfig, RngConfig, TopologyConfig, VmConfig,
+    self, AffinityConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig,
+    TopologyConfig, VmConfig,
 };
 use crate::kvm::cpuid;
 
@@ -42,6 +43,7 @@ impl TryFrom<&VmConfig> for Spec {
                 cpus.max_phys_bits,
                 &mut problems,
             ),
+            refused_access: refused_access(&config.memory),
             zones,
             payload: payload(&config.payload, &mut problems),
             serial: devices::serial(&config.serial, &mut problems),
@@ -175,6 +177,13 @@ fn affinity(config: &[AffinityConfig], max: u8, problems: &mut Problems) -> Vec<
         }
     }
     list
+}
+
+fn refused_access(config: &MemoryConfig) -> RefusedAccess {
+    match config.refused_access {
+        config::RefusedAccess::Stop => RefusedAccess::Stop,
+        config::RefusedAccess::Report => RefusedAccess::Report,
+    }
 }
 
 fn payload(config: &PayloadConfig, problems: &mut Problems) -> Payload {

@@ -61,6 +61,7 @@ fn kernel_alone_is_enough() {
         cpus: Cpus { boot: 1, max: 1, topology: None, affinity: Vec::new(), max_phys_bits: 46 },
         zones: vec![Zone { id: "mem0".into(), size: Bytes::mib(512), memory: plain() }],
         mem_devices: Vec::new(),
+        refused_access: RefusedAccess::Stop,
         payload: Payload {
             kernel: files.path("kernel").into(),
             initramfs: None,
