@@ -18,7 +18,7 @@ pub use blocks::{BlockIndex, BlockRange, Blocks, Geometry, GeometryError, RangeE
 pub use map::BlockMap;
 pub use partition::{
     Account, Change, Cookie, Counters, Hint, Hints, NameError, Partition, PartitionId,
-    PartitionName, PartitionState, Watch,
+    PartitionName, PartitionState, Policy, Watch,
 };
 pub use partitioner::{
     Answer, Broken, HostError, Layout, Mode, Owner, Partitioner, Plug, PlugState, Refusal, Removal,

@@ -17,6 +17,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -105,6 +106,11 @@ pub struct Account {
     pub peak: Blocks,
     /// How it came and went.
     pub counters: Counters,
+    /// How long the host took to free what was last given back of it, in the request that did so:
+    /// more than this owner's where that was UNPLUG_ALL. `None` until there was one, and after a
+    /// restore.
+    #[serde(skip)]
+    pub last_release: Option<Duration>,
 }
 
 impl Account {
@@ -115,8 +121,9 @@ impl Account {
         self.counters.blocks_plugged += count;
     }
 
-    pub(crate) fn unplug(&mut self, count: Blocks) {
+    pub(crate) fn unplug(&mut self, count: Blocks, took: Option<Duration>) {
         self.plugged -= count;
+        self.last_release = took.or(self.last_release);
         self.counters.unplugs = self.counters.unplugs.saturating_add(1);
         self.counters.blocks_unplugged += count;
     }
@@ -174,10 +181,10 @@ impl PartitionState {
     fn hinted(self, hint: Hint) -> Option<Self> {
         match (self, hint) {
             (Self::Absent | Self::Requested, _) => None,
-            (_, Hint::Bound) => Some(Self::Bound),
+            (_, Hint::Bound { .. }) => Some(Self::Bound),
             (_, Hint::Draining { .. }) => Some(Self::Draining),
             (_, Hint::Empty) => Some(Self::Plugged),
-            (same, Hint::Spilled(_) | Hint::Stuck(_)) => Some(same),
+            (same, Hint::Spilled(_) | Hint::Stuck(_) | Hint::Used(_)) => Some(same),
         }
     }
 }
@@ -186,7 +193,10 @@ impl PartitionState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// An instance runs in it.
-    Bound,
+    Bound {
+        /// What is in use by now.
+        used: Bytes,
+    },
     /// Its instance has ended; this much is still in use.
     Draining {
         /// What is not free yet.
@@ -198,6 +208,8 @@ pub enum Hint {
     Spilled(Bytes),
     /// So much could not be moved out of it.
     Stuck(Bytes),
+    /// So much is in use, and nothing else has changed.
+    Used(Bytes),
 }
 
 /// The last numbers of the guest's hints.
@@ -205,10 +217,23 @@ pub enum Hint {
 pub struct Hints {
     /// In use, at most what is plugged; `None` until the guest has said so.
     pub used: Option<Bytes>,
+    /// The most that the guest has said was in use.
+    pub used_peak: Bytes,
     /// Gone to shared memory.
     pub spilled: Bytes,
     /// Could not be moved out.
     pub stuck: Bytes,
+}
+
+/// What the host wants done with a partition, beside its size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// When it is empty the guest says so and keeps it, warm for the next instance, instead of
+    /// giving it back.
+    pub keep: bool,
+    /// The host provides its memory when it is plugged, not when it is touched.
+    pub prefault: bool,
 }
 
 /// One partition: a set of whole blocks that one function instance owns.
@@ -220,6 +245,9 @@ pub struct Partition {
     pub(crate) state: PartitionState,
     pub(crate) account: Account,
     pub(crate) hints: Hints,
+    pub(crate) policy: Policy,
+    /// When it is to be given back, what is in use is to be moved elsewhere.
+    pub(crate) evacuate: bool,
     /// Sorted, disjoint, and no two of them touch.
     pub(crate) extents: Vec<BlockRange>,
     /// The host changed its size since the guest last plugged it: an extra PART_PLUG is a race.
@@ -239,6 +267,8 @@ impl Partition {
             state: PartitionState::Requested,
             account: Account { requested: size, ..Account::default() },
             hints: Hints::default(),
+            policy: Policy::default(),
+            evacuate: false,
             extents: Vec::new(),
             resized: false,
         }
@@ -274,6 +304,16 @@ impl Partition {
         &self.hints
     }
 
+    /// What the host wants done with it.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Whether the guest is to move what is in use elsewhere once the partition is not wanted.
+    pub fn evacuate(&self) -> bool {
+        self.evacuate
+    }
+
     /// The blocks it owns, plugged or not: ascending runs that do not touch.
     pub fn extents(&self) -> &[BlockRange] {
         &self.extents
@@ -287,6 +327,11 @@ impl Partition {
     /// Whether the host wants it; `false` once its removal was asked for.
     pub fn wanted(&self) -> bool {
         self.account.requested > Blocks::ZERO
+    }
+
+    /// Whether the guest has something to do about its size (PART_QUERY's PENDING).
+    pub fn is_pending(&self) -> bool {
+        self.account.plugged != self.account.requested
     }
 
     /// What the guest may still plug.
@@ -316,8 +361,11 @@ impl Partition {
         let Some(state) = self.state.hinted(hint) else { return false };
         self.state = state;
         match hint {
-            Hint::Bound => {}
-            Hint::Draining { used } => self.hints.used = Some(used.min(plugged)),
+            Hint::Bound { used } | Hint::Draining { used } | Hint::Used(used) => {
+                let used = used.min(plugged);
+                self.hints.used = Some(used);
+                self.hints.used_peak = self.hints.used_peak.max(used);
+            }
             Hint::Empty => self.hints.used = Some(Bytes::ZERO),
             Hint::Spilled(bytes) => self.hints.spilled = bytes,
             Hint::Stuck(bytes) => self.hints.stuck = bytes,
@@ -325,11 +373,12 @@ impl Partition {
         true
     }
 
-    /// Brings state and hints in line with the account, of which `plugged` is the size in bytes.
+    /// Brings state and hints in line with the account, of which `plugged` is the size in bytes. A
+    /// partition that is gone keeps its last numbers, for who is told of its end.
     pub(crate) fn settle(&mut self, plugged: Bytes) {
         self.state = self.state.settled(&self.account);
         self.hints.used = self.hints.used.map(|used| used.min(plugged));
-        if plugged == Bytes::ZERO {
+        if plugged == Bytes::ZERO && self.state != PartitionState::Absent {
             self.hints = Hints::default();
         }
     }
@@ -374,15 +423,17 @@ mod tests {
 
     #[test]
     fn hints_move_only_what_is_plugged() {
-        for hint in [Hint::Bound, Hint::Empty, Hint::Stuck(Bytes::ZERO)] {
+        let bound = Hint::Bound { used: Bytes::ZERO };
+        for hint in [bound, Hint::Empty, Hint::Stuck(Bytes::ZERO), Hint::Used(Bytes::ZERO)] {
             assert_eq!(Absent.hinted(hint), None);
             assert_eq!(Requested.hinted(hint), None);
         }
         for taken in [Plugged, Bound, Draining] {
-            assert_eq!(taken.hinted(Hint::Bound), Some(Bound));
+            assert_eq!(taken.hinted(bound), Some(Bound));
             assert_eq!(taken.hinted(Hint::Draining { used: Bytes::ZERO }), Some(Draining));
             assert_eq!(taken.hinted(Hint::Empty), Some(Plugged));
             assert_eq!(taken.hinted(Hint::Spilled(Bytes::ZERO)), Some(taken));
+            assert_eq!(taken.hinted(Hint::Used(Bytes::ZERO)), Some(taken));
         }
     }
 
@@ -409,7 +460,7 @@ mod tests {
         account.counters.plugs = u64::MAX;
         account.plug(Blocks::new(4));
         assert_eq!(account.counters.plugs, u64::MAX);
-        account.unplug(Blocks::new(3));
+        account.unplug(Blocks::new(3), None);
         assert_eq!((account.plugged, account.peak), (Blocks::new(1), Blocks::new(4)));
     }
 }

@@ -119,13 +119,13 @@ impl Partitioner {
             return Err(Refusal::NotPlugged);
         }
         let (target, blocks) = (UnplugTarget::Range(range), range.count());
-        Ok(Unplug { partitioner: self, target, blocks })
+        Ok(Unplug::new(self, target, blocks))
     }
 
     /// UNPLUG_ALL (virtio 1.3, 5.15.6), in both modes. The usable size may shrink at the commit.
     pub fn plan_unplug_all(&mut self) -> Unplug<'_> {
         let (region, blocks) = (self.geometry().all(), self.plugged);
-        Unplug { partitioner: self, target: UnplugTarget::All(region), blocks }
+        Unplug::new(self, UnplugTarget::All(region), blocks)
     }
 
     /// STATE (virtio 1.3, 5.15.6), in both modes. O(words of the range).
@@ -172,7 +172,7 @@ impl Partitioner {
         if blocks == Blocks::ZERO {
             return Err(Refusal::NotPlugged);
         }
-        Ok(Unplug { partitioner: self, target: UnplugTarget::Release(id), blocks })
+        Ok(Unplug::new(self, UnplugTarget::Release(id), blocks))
     }
 
     /// PART_SHRINK (docs/partition-channel.md): the guest gives back some blocks of a live
@@ -200,7 +200,19 @@ impl Partitioner {
             return Err(Refusal::TooScattered);
         }
         let (target, blocks) = (UnplugTarget::Shrink(id, range), range.count());
-        Ok(Unplug { partitioner: self, target, blocks })
+        Ok(Unplug::new(self, target, blocks))
+    }
+
+    /// PART_QUERY (docs/partition-channel.md): the first partition with the number `from` or a
+    /// higher one, and with `pending` the first such that has another size than is wanted; `None`
+    /// (NACK) after the last. O(partitions) with `pending`, else O(log partitions).
+    ///
+    /// # Errors
+    /// ERROR in plain mode.
+    pub fn query(&self, from: PartitionId, pending: bool) -> Result<Option<&Partition>, Refusal> {
+        self.require(Mode::Channel)?;
+        let mut rest = self.partitions.range(from..).map(|(_, partition)| partition);
+        Ok(rest.find(|partition| !pending || partition.is_pending()))
     }
 
     /// PART_NOTIFY (docs/partition-channel.md): what the guest says of a partition. Changes no

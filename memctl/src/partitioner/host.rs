@@ -6,7 +6,7 @@
 use crate::Bytes;
 use crate::blocks::{BlockRange, Blocks};
 use crate::partition::{
-    Account, Change, Cookie, Partition, PartitionId, PartitionName, PartitionState, Watch,
+    Account, Change, Cookie, Partition, PartitionId, PartitionName, PartitionState, Policy, Watch,
 };
 
 use super::Partitioner;
@@ -113,7 +113,8 @@ impl Partitioner {
     }
 
     /// Wants a partition to have another size. Growth has its blocks reserved at once; shrinkage
-    /// waits for the guest. A size for a partition that was to be removed cancels its removal.
+    /// waits for the guest. A size for a partition that was to be removed cancels its removal, and
+    /// its evacuation.
     ///
     /// # Errors
     /// [`HostError`]; nothing has changed.
@@ -141,6 +142,7 @@ impl Partitioner {
         self.update(id, watch, |partition| {
             partition.account.requested = size;
             partition.resized = true;
+            partition.evacuate = false;
         });
         self.give_up_slack(id);
         self.debug_check();
@@ -156,6 +158,40 @@ impl Partitioner {
         self.update(id, watch, |partition| partition.account.requested = Blocks::ZERO);
         self.debug_check();
         Ok(if self.partition(id).is_some() { Removal::Asked } else { Removal::Gone })
+    }
+
+    /// Wants other things done with a partition. What it has already stays as it is.
+    ///
+    /// # Errors
+    /// [`HostError::Unknown`] only.
+    pub fn set_policy(&mut self, id: PartitionId, policy: Policy) -> Result<(), HostError> {
+        let partition = self.partitions.get_mut(&id).ok_or(HostError::Unknown(id))?;
+        if std::mem::replace(&mut partition.policy, policy) != policy {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    /// Wants what is in use in a partition moved elsewhere, once the partition is not wanted: a
+    /// removal alone waits for its users. Asking again changes nothing.
+    ///
+    /// # Errors
+    /// [`HostError::Unknown`] only.
+    pub fn ask_evacuation(&mut self, id: PartitionId) -> Result<(), HostError> {
+        let partition = self.partitions.get_mut(&id).ok_or(HostError::Unknown(id))?;
+        if !std::mem::replace(&mut partition.evacuate, true) {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    /// Wants the guest to have its bookkeeping ready for `size` from the start of the region, so
+    /// that plugging there is quick. More than the region means all of it.
+    pub fn prepare(&mut self, size: Blocks) {
+        let size = size.min(self.geometry().blocks());
+        if std::mem::replace(&mut self.prepare, size) != size {
+            self.generation = self.generation.wrapping_add(1);
+        }
     }
 
     /// Wants the shared memory to have another size.

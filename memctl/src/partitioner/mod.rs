@@ -59,6 +59,7 @@ use crate::blocks::{BlockIndex, BlockRange, Blocks, Geometry};
 use crate::map::BlockMap;
 use crate::owners::Owners;
 use crate::partition::{Account, Change, Partition, PartitionId, PartitionState, Watch};
+use plan::Cursor;
 
 /// Who owns a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,6 +119,7 @@ pub struct Partitioner {
     requested: Blocks,
     plugged: Blocks,
     usable: Blocks,
+    prepare: Blocks,
     generation: u32,
     next_id: u32,
 }
@@ -138,6 +140,7 @@ impl Partitioner {
             requested: Blocks::ZERO,
             plugged: Blocks::ZERO,
             usable: Blocks::ZERO,
+            prepare: Blocks::ZERO,
             generation: 0,
             next_id: 1,
         };
@@ -176,6 +179,12 @@ impl Partitioner {
         self.geometry().bytes(self.usable)
     }
 
+    /// The device's `part_prepare`: what the driver should have its bookkeeping ready for, from the
+    /// start of the region.
+    pub fn prepared_size(&self) -> Bytes {
+        self.geometry().bytes(self.prepare)
+    }
+
     /// The device's `part_gen`: one more (wrapping) with each change of what the host wants. A
     /// configuration interrupt is due when a call has changed this.
     pub fn generation(&self) -> u32 {
@@ -197,9 +206,20 @@ impl Partitioner {
         self.partitions.get(&id)
     }
 
-    /// The first partition with this number or a higher one (PART_QUERY).
-    pub fn next_partition(&self, from: PartitionId) -> Option<&Partition> {
+    /// The first partition with this number or a higher one.
+    fn next_partition(&self, from: PartitionId) -> Option<&Partition> {
         self.partitions.range(from..).next().map(|(_, partition)| partition)
+    }
+
+    /// The plugged runs of one of the partitions, ascending. O(runs) for one that is plugged whole,
+    /// else O(words of its extents).
+    pub fn runs_of<'a>(
+        &'a self,
+        partition: &'a Partition,
+    ) -> impl Iterator<Item = BlockRange> + 'a {
+        let uniform = partition.owned() == partition.account.plugged;
+        let (at, left) = (BlockIndex::FIRST, partition.account.plugged);
+        Cursor { at, left, value: true, uniform }.over(&self.map, &partition.extents)
     }
 
     /// The partition with a name. O(partitions): for the API, not for guests' requests.

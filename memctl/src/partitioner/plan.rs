@@ -3,6 +3,8 @@
 //! Dropping a plan leaves the partitioner as it was. Committing it is infallible, allocates nothing
 //! (but for the extent that a shrink may split), and costs O(words of the range + extents in it).
 
+use std::time::Duration;
+
 use crate::blocks::{BlockIndex, BlockRange, Blocks};
 use crate::map::BlockMap;
 use crate::partition::{Account, Partition, PartitionId, Watch};
@@ -44,9 +46,10 @@ pub struct Plug<'a> {
 #[derive(Debug)]
 #[must_use = "nothing is unplugged until the plan is committed"]
 pub struct Unplug<'a> {
-    pub(super) partitioner: &'a mut Partitioner,
-    pub(super) target: UnplugTarget,
-    pub(super) blocks: Blocks,
+    partitioner: &'a mut Partitioner,
+    target: UnplugTarget,
+    blocks: Blocks,
+    took: Option<Duration>,
 }
 
 impl Plug<'_> {
@@ -98,7 +101,21 @@ impl Plug<'_> {
     }
 }
 
-impl Unplug<'_> {
+impl<'a> Unplug<'a> {
+    pub(super) fn new(
+        partitioner: &'a mut Partitioner,
+        target: UnplugTarget,
+        blocks: Blocks,
+    ) -> Self {
+        Self { partitioner, target, blocks, took: None }
+    }
+
+    /// The host took this long to close and free the runs, which the owners keep in
+    /// [`Account::last_release`].
+    pub fn took(self, time: Duration) -> Self {
+        Self { took: Some(time), ..self }
+    }
+
     /// How many blocks are to be unplugged. Zero only for UNPLUG_ALL with nothing plugged.
     pub fn blocks(&self) -> Blocks {
         self.blocks
@@ -124,16 +141,17 @@ impl Unplug<'_> {
 
     /// The host has closed and freed the runs: takes the blocks off their owners. ACK.
     pub fn commit(self, watch: &mut Watch<'_>) {
-        let Self { partitioner, target, blocks } = self;
+        let Self { partitioner, target, blocks, took } = self;
         partitioner.plugged -= blocks;
+        let entry = |account: &mut Account, count| account.unplug(count, took);
         match target {
             UnplugTarget::Range(range) => {
                 partitioner.map.clear(&range);
-                partitioner.book(range, Account::unplug, watch);
+                partitioner.book(range, entry, watch);
             }
-            UnplugTarget::Release(id) => partitioner.release(id, watch),
-            UnplugTarget::Shrink(id, range) => partitioner.shrink(id, &range, watch),
-            UnplugTarget::All(region) => partitioner.unplug_all(&region, watch),
+            UnplugTarget::Release(id) => partitioner.release(id, entry, watch),
+            UnplugTarget::Shrink(id, range) => partitioner.shrink(id, &range, entry, watch),
+            UnplugTarget::All(region) => partitioner.unplug_all(&region, entry, watch),
         }
         partitioner.debug_check();
     }
@@ -162,7 +180,7 @@ impl Cursor {
         Some(run)
     }
 
-    fn over<'a>(
+    pub(super) fn over<'a>(
         mut self,
         map: &'a BlockMap,
         extents: &'a [BlockRange],
@@ -177,7 +195,12 @@ impl Partitioner {
     }
 
     /// Books a range to whoever owns its blocks.
-    fn book(&mut self, range: BlockRange, entry: fn(&mut Account, Blocks), watch: &mut Watch<'_>) {
+    fn book(
+        &mut self,
+        range: BlockRange,
+        entry: impl Fn(&mut Account, Blocks),
+        watch: &mut Watch<'_>,
+    ) {
         let mut shared = range.count();
         let mut rest = Some(range);
         while let Some((part, id)) = rest.and_then(|rest| self.owners.first_in(&rest)) {
@@ -197,27 +220,45 @@ impl Partitioner {
         }
     }
 
-    fn release(&mut self, id: PartitionId, watch: &mut Watch<'_>) {
+    fn release(
+        &mut self,
+        id: PartitionId,
+        entry: impl Fn(&mut Account, Blocks),
+        watch: &mut Watch<'_>,
+    ) {
         let Some(partition) = self.partitions.get(&id) else { return };
         partition.extents.iter().for_each(|extent| self.map.clear(extent));
         self.update(id, watch, |partition| {
-            partition.account.unplug(partition.account.plugged);
+            let plugged = partition.account.plugged;
+            entry(&mut partition.account, plugged);
             partition.account.requested = Blocks::ZERO;
         });
     }
 
-    fn shrink(&mut self, id: PartitionId, range: &BlockRange, watch: &mut Watch<'_>) {
+    fn shrink(
+        &mut self,
+        id: PartitionId,
+        range: &BlockRange,
+        entry: impl Fn(&mut Account, Blocks),
+        watch: &mut Watch<'_>,
+    ) {
         self.map.clear(range);
         if let Some(partition) = self.partitions.get_mut(&id) {
             self.owners.take(partition, range);
         }
-        self.update(id, watch, |partition| partition.account.unplug(range.count()));
+        self.update(id, watch, |partition| entry(&mut partition.account, range.count()));
     }
 
-    fn unplug_all(&mut self, region: &BlockRange, watch: &mut Watch<'_>) {
+    fn unplug_all(
+        &mut self,
+        region: &BlockRange,
+        entry: impl Fn(&mut Account, Blocks),
+        watch: &mut Watch<'_>,
+    ) {
         let unplug = |account: &mut Account| {
-            if account.plugged > Blocks::ZERO {
-                account.unplug(account.plugged);
+            let plugged = account.plugged;
+            if plugged > Blocks::ZERO {
+                entry(account, plugged);
             }
         };
         self.map.clear(region);

@@ -7,6 +7,7 @@ use crate::Bytes;
 use crate::blocks::{BlockRange, Blocks, Geometry, RangeError};
 use crate::partition::{
     Account, Cookie, Hints, NameError, Partition, PartitionId, PartitionName, PartitionState,
+    Policy,
 };
 
 use super::{Broken, Layout, Mode, Partitioner};
@@ -43,8 +44,14 @@ pub struct PartitionRecord {
     pub account: Account,
     /// The blocks it owns.
     pub extents: Vec<RangeRecord>,
+    /// What the host wants done with it.
+    pub policy: Policy,
+    /// Whether it is to be evacuated.
+    pub evacuate: bool,
     /// What the guest says is in use, in bytes.
     pub used: Option<u64>,
+    /// The most that the guest has said is in use, in bytes.
+    pub used_peak: u64,
     /// What the guest says went to shared memory, in bytes.
     pub spilled: u64,
     /// What the guest says could not be moved, in bytes.
@@ -67,6 +74,8 @@ pub struct Snapshot {
     pub mode: Mode,
     /// The usable size.
     pub usable: Blocks,
+    /// What the driver is to have its bookkeeping ready for.
+    pub prepare: Blocks,
     /// The generation that the guest has seen.
     pub generation: u32,
     /// The number after the last one handed out.
@@ -118,6 +127,7 @@ impl Partitioner {
             shared_area: self.layout.shared_area,
             mode: self.mode,
             usable: self.usable,
+            prepare: self.prepare,
             generation: self.generation,
             next_id: self.next_id,
             shared: self.shared,
@@ -139,6 +149,7 @@ impl Partitioner {
         }
         made.mode = snapshot.mode;
         made.usable = snapshot.usable;
+        made.prepare = snapshot.prepare.min(made.geometry().blocks());
         made.generation = snapshot.generation;
         made.next_id = snapshot.next_id;
         made.shared = snapshot.shared;
@@ -177,9 +188,13 @@ impl Partitioner {
         }
         partition.state = record.state;
         partition.account = record.account;
-        let plugged = self.geometry().bytes(record.account.plugged);
+        partition.policy = record.policy;
+        partition.evacuate = record.evacuate;
+        let [plugged, peak] = [record.account.plugged, record.account.peak]
+            .map(|blocks| self.geometry().bytes(blocks));
         partition.hints = Hints {
             used: record.used.map(|used| Bytes::new(used).min(plugged)),
+            used_peak: Bytes::new(record.used_peak).min(peak),
             spilled: Bytes::new(record.spilled),
             stuck: Bytes::new(record.stuck),
         };
@@ -207,7 +222,10 @@ impl From<&Partition> for PartitionRecord {
             state: partition.state,
             account: partition.account,
             extents: partition.extents.iter().copied().map(RangeRecord::from).collect(),
+            policy: partition.policy,
+            evacuate: partition.evacuate,
             used: partition.hints.used.map(Bytes::as_u64),
+            used_peak: partition.hints.used_peak.as_u64(),
             spilled: partition.hints.spilled.as_u64(),
             stuck: partition.hints.stuck.as_u64(),
         }

@@ -8,7 +8,7 @@ mod steps;
 
 use memctl::{
     Answer, BlockIndex, BlockRange, Blocks, Bytes, Cookie, Geometry, Hint, HostError, Layout, Mode,
-    Owner, Partition, PartitionState, Partitioner, Refusal, Removal, Resize,
+    Owner, Partition, PartitionState, Partitioner, Policy, Refusal, Removal, Resize,
 };
 use proptest::prelude::*;
 
@@ -60,6 +60,17 @@ impl Pair {
             Step::Release { id, done } => self.release(id, done),
             Step::Shrink { id, first, count, done } => self.shrink(id, first, count, done),
             Step::Hint { id, hint } => self.hint(id, hint),
+            Step::Query { from, pending } => self.query(from, pending),
+            Step::SetPolicy { pick, policy } => {
+                let Some(id) = self.model.pick(pick) else { return };
+                self.real.set_policy(id, policy).unwrap();
+                self.model.partitions.get_mut(&id).unwrap().policy = policy;
+            }
+            Step::AskEvacuation { pick } => {
+                let Some(id) = self.model.pick(pick) else { return };
+                self.real.ask_evacuation(id).unwrap();
+                self.model.partitions.get_mut(&id).unwrap().evacuate = true;
+            }
             Step::Negotiate { channel } => {
                 self.real.set_mode(if channel { Mode::Channel } else { Mode::Plain });
                 self.model.channel = channel;
@@ -91,7 +102,8 @@ impl Pair {
         match self.real.add(name.parse().unwrap(), cookie, blocks, free, &mut |_| {}) {
             Ok(id) => {
                 let state = PartitionState::Requested;
-                let known = Known { requested: size as usize, state, resized: false };
+                let (requested, policy) = (size as usize, Policy::default());
+                let known = Known { requested, state, resized: false, policy, evacuate: false };
                 assert!(self.model.partitions.insert(id, known).is_none());
                 self.model.give(id, &place.expect("a place in the model, too"));
                 self.model.names += 1;
@@ -116,6 +128,7 @@ impl Pair {
                 self.model.give(id, &place.expect("a place in the model, too"));
                 let known = self.model.partitions.get_mut(&id).unwrap();
                 (known.requested, known.resized) = (size as usize, true);
+                known.evacuate = false;
                 self.model.settle();
                 self.model.give_up_slack(id);
             }
@@ -278,11 +291,23 @@ impl Pair {
         assert_eq!(taken, known.is_some());
         if let Some(known) = known {
             known.state = match hint {
-                Hint::Bound => PartitionState::Bound,
+                Hint::Bound { .. } => PartitionState::Bound,
                 Hint::Draining { .. } => PartitionState::Draining,
                 Hint::Empty => PartitionState::Plugged,
-                Hint::Spilled(_) | Hint::Stuck(_) => known.state,
+                Hint::Spilled(_) | Hint::Stuck(_) | Hint::Used(_) => known.state,
             };
+        }
+    }
+
+    fn query(&self, from: PickedId, pending: bool) {
+        let from = self.model.id(from);
+        match self.real.query(from, pending) {
+            Err(refusal) => assert!(!self.model.channel && refusal == Refusal::ByPartition),
+            Ok(found) => {
+                assert!(self.model.channel);
+                let id = self.model.answer_to_query(from, pending);
+                assert_eq!(found.map(Partition::id), id);
+            }
         }
     }
 
@@ -310,10 +335,16 @@ impl Pair {
             assert_eq!(account.requested.as_u64(), known.requested as u64);
             assert_eq!(account.plugged.as_u64(), model.plugged_of(Some(*id)) as u64);
             assert_eq!(partition.state(), known.state);
+            assert_eq!((partition.policy(), partition.evacuate()), (known.policy, known.evacuate));
+            let mut runs = [false; BLOCKS];
+            real.runs_of(partition).for_each(|run| runs[indices(&run)].fill(true));
+            let its = |block| model.owners[block] == Some(*id) && model.plugged[block];
+            assert!((0..BLOCKS).all(|block| runs[block] == its(block)));
             let counters = &account.counters;
             assert_eq!(counters.blocks_plugged - counters.blocks_unplugged, account.plugged);
             let used = partition.hints().used.unwrap_or(Bytes::ZERO);
             assert!(used <= geometry().bytes(account.plugged));
+            assert!(partition.hints().used_peak <= geometry().bytes(account.peak));
         }
     }
 }

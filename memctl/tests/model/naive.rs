@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use memctl::{Answer, PartitionId, PartitionState, PlugState, RangeError, Refusal};
+use memctl::{Answer, PartitionId, PartitionState, PlugState, Policy, RangeError, Refusal};
 
 use crate::steps::{PickedBlock, PickedId};
 use crate::{BASE, BLOCK, BLOCKS};
@@ -14,6 +14,8 @@ pub(crate) struct Known {
     pub(crate) requested: usize,
     pub(crate) state: PartitionState,
     pub(crate) resized: bool,
+    pub(crate) policy: Policy,
+    pub(crate) evacuate: bool,
 }
 
 #[derive(Debug)]
@@ -273,6 +275,12 @@ impl Model {
             Some(known) if known.resized => Answer::Nack,
             Some(_) => Answer::Error,
         }
+    }
+
+    pub(crate) fn answer_to_query(&self, from: PartitionId, pending: bool) -> Option<PartitionId> {
+        let satisfied = |id, known: &Known| known.requested == self.plugged_of(Some(id));
+        let mut found = self.partitions.iter().filter(|(id, _)| **id >= from);
+        found.find(|(id, known)| !pending || !satisfied(**id, known)).map(|(id, _)| *id)
     }
 
     pub(crate) fn answer_to_shrink(&self, id: PartitionId, first: u64, count: u64) -> Answer {

@@ -1,6 +1,6 @@
 //! What may happen to a region, and how likely.
 
-use memctl::{Bytes, Hint};
+use memctl::{Bytes, Hint, Policy};
 use proptest::prelude::*;
 
 use crate::{BASE, BLOCK, BLOCKS, MAX_PARTITIONS};
@@ -20,6 +20,9 @@ pub(crate) enum Step {
     Release { id: PickedId, done: bool },
     Shrink { id: PickedId, first: PickedBlock, count: u64, done: bool },
     Hint { id: PickedId, hint: Hint },
+    Query { from: PickedId, pending: bool },
+    SetPolicy { pick: usize, policy: Policy },
+    AskEvacuation { pick: usize },
     Negotiate { channel: bool },
     SystemReset,
     SaveAndRestore,
@@ -77,12 +80,17 @@ fn blocks() -> impl Strategy<Value = PickedBlock> {
 
 fn hints() -> impl Strategy<Value = Hint> {
     prop_oneof![
-        Just(Hint::Bound),
+        any::<u64>().prop_map(|used| Hint::Bound { used: Bytes::new(used) }),
+        any::<u64>().prop_map(|used| Hint::Used(Bytes::new(used))),
         any::<u64>().prop_map(|used| Hint::Draining { used: Bytes::new(used) }),
         Just(Hint::Empty),
         any::<u64>().prop_map(|bytes| Hint::Spilled(Bytes::new(bytes))),
         any::<u64>().prop_map(|bytes| Hint::Stuck(Bytes::new(bytes))),
     ]
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    any::<(bool, bool)>().prop_map(|(keep, prefault)| Policy { keep, prefault })
 }
 
 /// The host's part succeeds three times out of four.
@@ -97,7 +105,9 @@ pub(crate) fn steps() -> impl Strategy<Value = Step> {
         4 => (pick.clone(), sizes(), free())
             .prop_map(|(pick, size, free)| Step::Resize { pick, size, free }),
         3 => (sizes(), free()).prop_map(|(size, free)| Step::ResizeShared { size, free }),
-        3 => pick.prop_map(|pick| Step::Remove { pick }),
+        3 => pick.clone().prop_map(|pick| Step::Remove { pick }),
+        1 => (pick.clone(), policies()).prop_map(|(pick, policy)| Step::SetPolicy { pick, policy }),
+        1 => pick.prop_map(|pick| Step::AskEvacuation { pick }),
         10 => (addresses(), counts(), done())
             .prop_map(|(addr, count, done)| Step::Plug { addr, count, done }),
         8 => (addresses(), counts(), done())
@@ -109,6 +119,7 @@ pub(crate) fn steps() -> impl Strategy<Value = Step> {
         6 => (ids(), blocks(), prop_oneof![4 => 1..6u64, 1 => counts()], done())
             .prop_map(|(id, first, count, done)| Step::Shrink { id, first, count, done }),
         3 => (ids(), hints()).prop_map(|(id, hint)| Step::Hint { id, hint }),
+        3 => (ids(), any::<bool>()).prop_map(|(from, pending)| Step::Query { from, pending }),
         2 => any::<bool>().prop_map(|channel| Step::Negotiate { channel }),
         1 => Just(Step::SystemReset),
         2 => Just(Step::SaveAndRestore),

@@ -91,7 +91,7 @@ fn requests_by_address_are_errors_but_state_and_unplug_all_stay() {
 fn what_was_asked_back_is_taken_from_a_live_partition() {
     let mut memory = channel();
     let id = plugged(&mut memory, "fn-1", 8);
-    memory.hint(id, Hint::Bound, &mut |_| {}).unwrap();
+    memory.hint(id, BOUND, &mut |_| {}).unwrap();
     assert_eq!(memory.plan_shrink(id, range(2, 2)).unwrap_err().answer(), Answer::Nack);
     resize(&mut memory, id, 6);
     assert_eq!(memory.plan_shrink(id, range(2, 3)).unwrap_err().answer(), Answer::Nack);
@@ -156,7 +156,8 @@ fn hints_change_the_state_and_no_account() {
     let before = *memory.partition(id).unwrap().account();
     let mut seen = Vec::new();
     let hints = [
-        Hint::Bound,
+        BOUND,
+        Hint::Used(Bytes::mib(12)),
         Hint::Spilled(Bytes::mib(1)),
         Hint::Draining { used: Bytes::gib(9) },
         Hint::Stuck(Bytes::kib(4)),
@@ -168,19 +169,23 @@ fn hints_change_the_state_and_no_account() {
     let partition = memory.partition(id).unwrap();
     assert_eq!(*partition.account(), before);
     assert_eq!(partition.hints().used, Some(Bytes::mib(16)), "never more than is plugged");
+    assert_eq!(partition.hints().used_peak, Bytes::mib(16));
     assert_eq!(partition.hints().spilled, Bytes::mib(1));
     assert_eq!(partition.hints().stuck, Bytes::kib(4));
     memory.hint(id, Hint::Empty, &mut |_| {}).unwrap();
     assert_eq!(state(&memory, id), PartitionState::Plugged);
     assert_eq!(memory.partition(id).unwrap().hints().used, Some(Bytes::ZERO));
+    memory.hint(id, BOUND, &mut |_| {}).unwrap();
+    let hints = *memory.partition(id).unwrap().hints();
+    assert_eq!((hints.used, hints.used_peak), (Some(Bytes::mib(2)), Bytes::mib(16)));
 }
 
 #[test]
 fn hints_about_what_is_not_plugged_are_errors() {
     let mut memory = channel();
     let id = add(&mut memory, "fn-1", 8);
-    assert_eq!(memory.hint(id, Hint::Bound, &mut |_| {}), Err(Refusal::NotPlugged));
-    let unknown = memory.hint(PartitionId(9), Hint::Bound, &mut |_| {});
+    assert_eq!(memory.hint(id, BOUND, &mut |_| {}), Err(Refusal::NotPlugged));
+    let unknown = memory.hint(PartitionId(9), BOUND, &mut |_| {});
     assert_eq!(unknown, Err(Refusal::UnknownPartition));
 }
 
@@ -244,10 +249,47 @@ fn a_partition_is_never_plugged_beyond_what_is_wanted() {
 fn a_query_finds_the_partition_at_or_after_a_number() {
     let mut memory = channel();
     let (one, two) = (add(&mut memory, "fn-1", 1), add(&mut memory, "fn-2", 1));
-    let next = |from| memory.next_partition(from).map(Partition::id);
+    let next = |from| memory.query(from, false).unwrap().map(Partition::id);
     assert_eq!(next(PartitionId(0)), Some(one));
     assert_eq!(next(PartitionId(two.0)), Some(two));
     assert_eq!(next(PartitionId(two.0 + 1)), None);
+    memory.set_mode(Mode::Plain);
+    assert_eq!(memory.query(one, false), Err(Refusal::ByPartition));
+}
+
+#[test]
+fn a_query_for_what_is_pending_passes_over_what_has_its_size() {
+    let mut memory = channel();
+    let [one, two, three] = ["fn-1", "fn-2", "fn-3"].map(|name| plugged(&mut memory, name, 4));
+    let next = |memory: &Partitioner, from: PartitionId| {
+        memory.query(from, true).unwrap().map(Partition::id)
+    };
+    assert_eq!(next(&memory, one), None);
+    resize(&mut memory, one, 2);
+    memory.remove(two, &mut |_| {}).unwrap();
+    resize(&mut memory, three, 8);
+    assert_eq!(
+        [one, two, three].map(|from| next(&memory, from)),
+        [Some(one), Some(two), Some(three)]
+    );
+    memory.plan_release(two).unwrap().commit(&mut |_| {});
+    assert_eq!(next(&memory, two), Some(three));
+}
+
+#[test]
+fn the_runs_of_a_partition_are_those_that_are_plugged() {
+    let mut memory = channel();
+    let id = plugged(&mut memory, "fn-1", 8);
+    let runs = |memory: &Partitioner| {
+        let partition = memory.partition(id).unwrap();
+        memory.runs_of(partition).collect::<Vec<_>>()
+    };
+    assert_eq!(runs(&memory), [range(0, 8)]);
+    resize(&mut memory, id, 12);
+    assert_eq!(runs(&memory), [range(0, 8)], "not what it may take");
+    resize(&mut memory, id, 6);
+    memory.plan_shrink(id, range(2, 2)).unwrap().commit(&mut |_| {});
+    assert_eq!(runs(&memory), [range(0, 2), range(4, 4)]);
 }
 
 #[test]
@@ -260,4 +302,44 @@ fn the_highest_number_survives_unplug_all() {
     assert_eq!(add(&mut memory, "fn-3", 1), PartitionId(1), "numbers in use are passed over");
     memory.plan_unplug_all().commit(&mut |_| {});
     assert_eq!(state(&memory, last), PartitionState::Requested);
+}
+
+#[test]
+fn the_last_hints_are_told_with_the_end_and_forgotten_by_unplug_all() {
+    let mut memory = channel();
+    let id = plugged(&mut memory, "fn-1", 8);
+    let tell = |memory: &mut Partitioner| {
+        memory.hint(id, BOUND, &mut |_| {}).unwrap();
+        memory.hint(id, Hint::Spilled(Bytes::mib(3)), &mut |_| {}).unwrap();
+    };
+    tell(&mut memory);
+    memory.plan_unplug_all().commit(&mut |_| {});
+    assert_eq!(*memory.partition(id).unwrap().hints(), Hints::default());
+    memory.plan_plug_partition(id).unwrap().commit(&mut |_| {});
+    tell(&mut memory);
+    let mut last = None;
+    let plan = memory.plan_release(id).unwrap();
+    plan.commit(&mut |change| last = Some(*change.partition.hints()));
+    let last = last.unwrap();
+    assert_eq!((last.used, last.used_peak), (Some(Bytes::ZERO), Bytes::mib(2)));
+    assert_eq!(last.spilled, Bytes::mib(3));
+}
+
+#[test]
+fn how_long_the_host_took_is_kept_with_the_account() {
+    let mut memory = channel();
+    let (one, two) = (plugged(&mut memory, "fn-1", 8), plugged(&mut memory, "fn-2", 8));
+    let took = |memory: &Partitioner, id| memory.partition(id).unwrap().account().last_release;
+    assert_eq!(took(&memory, one), None);
+    resize(&mut memory, one, 6);
+    let time = Duration::from_micros(70);
+    memory.plan_shrink(one, range(0, 1)).unwrap().took(time).commit(&mut |_| {});
+    assert_eq!((took(&memory, one), took(&memory, two)), (Some(time), None));
+    memory.plan_shrink(one, range(1, 1)).unwrap().commit(&mut |_| {});
+    assert_eq!(took(&memory, one), Some(time), "an untimed one tells nothing new");
+    let longer = Duration::from_millis(1);
+    let mut told = None;
+    let plan = memory.plan_release(one).unwrap().took(longer);
+    plan.commit(&mut |change| told = change.partition.account().last_release);
+    assert_eq!(told, Some(longer));
 }

@@ -182,7 +182,7 @@ fn the_generation_counts_changes_of_what_the_host_wants_only() {
     let id = add(&mut memory, "fn-1", 8);
     assert!(changed(&memory));
     memory.plan_plug_partition(id).unwrap().commit(&mut |_| {});
-    memory.hint(id, Hint::Bound, &mut |_| {}).unwrap();
+    memory.hint(id, BOUND, &mut |_| {}).unwrap();
     assert!(!changed(&memory));
     let same = memory.resize(id, Blocks::new(8), None, &mut |_| {});
     assert_eq!(same, Ok(Resize::Unchanged));
@@ -292,4 +292,50 @@ fn errors_read_well() {
     assert_eq!(HostError::Unknown(PartitionId(3)).to_string(), "there is no partition 3");
     let zero = HostError::Zero(Bytes::mib(2)).to_string();
     assert_eq!(zero, "a partition has at least one block of 2 MiB");
+}
+
+#[test]
+fn a_policy_or_an_evacuation_is_a_wish_of_which_the_guest_must_hear_once() {
+    let mut memory = channel();
+    let id = plugged(&mut memory, "fn-1", 8);
+    let policy = Policy { keep: true, prefault: true };
+    let before = memory.generation();
+    memory.set_policy(id, policy).unwrap();
+    memory.set_policy(id, policy).unwrap();
+    assert_eq!(memory.generation(), before + 1);
+    memory.ask_evacuation(id).unwrap();
+    memory.ask_evacuation(id).unwrap();
+    assert_eq!(memory.generation(), before + 2);
+    let partition = memory.partition(id).unwrap();
+    assert_eq!((partition.policy(), partition.evacuate()), (policy, true));
+    assert_eq!(partition.state(), PartitionState::Plugged);
+    let unknown = PartitionId(9);
+    assert_eq!(memory.set_policy(unknown, policy), Err(HostError::Unknown(unknown)));
+    assert_eq!(memory.ask_evacuation(unknown), Err(HostError::Unknown(unknown)));
+    assert_eq!(memory.generation(), before + 2);
+}
+
+#[test]
+fn a_size_cancels_removal_and_evacuation_and_keeps_the_policy() {
+    let mut memory = channel();
+    let id = plugged(&mut memory, "fn-1", 8);
+    let policy = Policy { keep: true, prefault: false };
+    memory.set_policy(id, policy).unwrap();
+    memory.remove(id, &mut |_| {}).unwrap();
+    memory.ask_evacuation(id).unwrap();
+    resize(&mut memory, id, 8);
+    let partition = memory.partition(id).unwrap();
+    assert_eq!((partition.policy(), partition.evacuate()), (policy, false));
+    assert!(partition.wanted() && !partition.is_pending());
+}
+
+#[test]
+fn preparation_is_a_wish_of_at_most_the_region() {
+    let mut memory = channel();
+    let before = memory.generation();
+    memory.prepare(Blocks::new(16));
+    memory.prepare(Blocks::new(16));
+    assert_eq!((memory.prepared_size(), memory.generation()), (Bytes::mib(32), before + 1));
+    memory.prepare(Blocks::new(65));
+    assert_eq!(memory.prepared_size(), Bytes::mib(128));
 }

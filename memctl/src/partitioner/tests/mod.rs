@@ -5,11 +5,16 @@ mod host;
 mod plain;
 mod snapshot;
 
+use std::time::Duration;
+
 use super::*;
 use crate::blocks::RangeError;
-use crate::partition::{Cookie, Hint};
+use crate::partition::{Cookie, Hint, Hints, Policy};
 
 const BASE: u64 = 4 << 30;
+
+/// An instance runs, in one block.
+const BOUND: Hint = Hint::Bound { used: Bytes::mib(2) };
 
 /// 64 blocks of 2 MiB of which `shared_area` are for shared memory.
 fn layout(shared_area: u64) -> Layout {

@@ -152,7 +152,7 @@ fn requests_by_partition_need_the_channel() {
     assert_eq!(memory.plan_plug_partition(id).unwrap_err(), error);
     assert_eq!(memory.plan_release(id).unwrap_err(), error);
     assert_eq!(memory.plan_shrink(id, range(0, 1)).unwrap_err(), error);
-    assert_eq!(memory.hint(id, Hint::Bound, &mut |_| {}), Err(error));
+    assert_eq!(memory.hint(id, BOUND, &mut |_| {}), Err(error));
 }
 
 #[test]

@@ -8,6 +8,9 @@ fn lively() -> Partitioner {
     let mut memory = channel();
     plugged(&mut memory, "fn-1", 8);
     let id = plugged(&mut memory, "fn-2", 8);
+    memory.set_policy(id, Policy { keep: true, prefault: true }).unwrap();
+    memory.ask_evacuation(id).unwrap();
+    memory.prepare(Blocks::new(32));
     memory.hint(id, Hint::Draining { used: Bytes::mib(3) }, &mut |_| {}).unwrap();
     resize(&mut memory, id, 4);
     memory.plan_shrink(id, range(10, 2)).unwrap().commit(&mut |_| {});
@@ -147,9 +150,10 @@ fn a_table_of_owners_that_disagrees_is_noticed() {
 fn what_the_guest_says_is_in_use_is_cut_to_what_is_plugged() {
     let mut snapshot = lively().snapshot();
     snapshot.partitions[1].used = Some(u64::MAX);
+    snapshot.partitions[1].used_peak = u64::MAX;
     let restored = Partitioner::restore(layout(0), &snapshot).unwrap();
-    let used = restored.partition(PartitionId(2)).unwrap().hints().used;
-    assert_eq!(used, Some(Bytes::mib(12)));
+    let hints = restored.partition(PartitionId(2)).unwrap().hints();
+    assert_eq!((hints.used, hints.used_peak), (Some(Bytes::mib(12)), Bytes::mib(16)));
 }
 
 #[test]
@@ -158,8 +162,10 @@ fn counters_of_any_value_do_not_overflow() {
     snapshot.partitions[0].account.counters.unplugs = u64::MAX;
     snapshot.generation = u32::MAX;
     snapshot.next_id = u32::MAX;
+    snapshot.prepare = Blocks::new(u64::MAX);
     let mut restored = Partitioner::restore(layout(0), &snapshot).unwrap();
     restored.plan_unplug_all().commit(&mut |_| {});
     assert_eq!(add(&mut restored, "last", 1), PartitionId(u32::MAX));
     assert_eq!(restored.generation(), 0);
+    assert_eq!(restored.prepared_size(), Bytes::mib(128));
 }
