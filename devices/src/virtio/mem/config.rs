@@ -1,10 +1,10 @@
-//! The configuration space of virtio 1.3, 5.15.4.
+//! The configuration space of virtio 1.3, 5.15.4, and of docs/partition-channel.md after it.
 
 use memctl::Partitioner;
-use zerocopy::little_endian::{U16, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
-/// `struct virtio_mem_config`.
+/// `struct virtio_mem_config`, with the fields of the partition channel.
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
 pub(super) struct Config {
@@ -17,14 +17,17 @@ pub(super) struct Config {
     variable: Variable,
 }
 
-/// The part that changes while the VM runs: written at once, so that the driver never sees a
-/// usable size below the requested one.
+/// The part that changes while the VM runs (`part_max` alone does not): written at once, so that the
+/// driver never sees a usable size below the requested one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoBytes, Immutable)]
 #[repr(C)]
 pub(super) struct Variable {
     usable_region_size: U64,
     plugged_size: U64,
     requested_size: U64,
+    part_max: U32,
+    part_gen: U32,
+    part_prepare: U64,
 }
 
 impl Variable {
@@ -37,18 +40,25 @@ impl Variable {
             usable_region_size: partitioner.usable_size().as_u64().into(),
             plugged_size: partitioner.plugged_size().as_u64().into(),
             requested_size: partitioner.requested_size().as_u64().into(),
+            part_max: partitioner.layout().max_partitions.into(),
+            part_gen: partitioner.generation().into(),
+            part_prepare: partitioner.prepared_size().as_u64().into(),
         }
     }
 
     /// Whether the step from `before` calls for a configuration interrupt: `plugged_size` changes
     /// without one (virtio 1.3, 5.15.6).
     pub(super) fn interrupts_after(&self, before: &Self) -> bool {
-        (self.usable_region_size, self.requested_size)
-            != (before.usable_region_size, before.requested_size)
+        let wishes =
+            |sizes: &Self| (sizes.usable_region_size, sizes.requested_size, sizes.part_gen);
+        wishes(self) != wishes(before)
     }
 }
 
 impl Config {
+    /// Where the fields of virtio 1.3 end.
+    const PLAIN_BYTES: usize = std::mem::offset_of!(Config, variable.part_max);
+
     /// The whole space for the region of `partitioner`, on NUMA node `node`.
     pub(super) fn new(partitioner: &Partitioner, node: Option<u16>) -> Self {
         let geometry = partitioner.geometry();
@@ -60,5 +70,11 @@ impl Config {
             region_size: geometry.size().as_u64().into(),
             variable: Variable::of(partitioner),
         }
+    }
+
+    /// The bytes that the driver sees; without partitions, those of virtio 1.3 alone.
+    pub(super) fn visible(&self, partitions: bool) -> &[u8] {
+        let bytes = self.as_bytes();
+        if partitions { bytes } else { &bytes[..Self::PLAIN_BYTES] }
     }
 }

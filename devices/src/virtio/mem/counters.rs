@@ -17,6 +17,11 @@ pub struct Counters {
     unplugs: AtomicU64,
     unplug_alls: AtomicU64,
     states: AtomicU64,
+    part_plugs: AtomicU64,
+    part_releases: AtomicU64,
+    part_shrinks: AtomicU64,
+    part_queries: AtomicU64,
+    part_notifies: AtomicU64,
     malformed: AtomicU64,
     acks: AtomicU64,
     nacks: AtomicU64,
@@ -25,6 +30,8 @@ pub struct Counters {
     unanswered: AtomicU64,
     plugged_bytes: AtomicU64,
     unplugged_bytes: AtomicU64,
+    releases: AtomicU64,
+    released_bytes: AtomicU64,
     refused: AtomicU64,
     host_failures: AtomicU64,
     pub(super) opening: Timing,
@@ -54,7 +61,8 @@ impl Counters {
     ///
     /// Requests by type (`malformed` ones have none), answers by code (`unanswered`: the chain had
     /// no room for one), bytes that changed hands, and the microseconds that the host took to open
-    /// and to release memory. `refused` counts requests that no correct driver makes,
+    /// and to release memory. `releases` counts partitions given back and `released_bytes` what they
+    /// had, which `unplugged_bytes` and `release_us_*` include. `refused` counts requests that no correct driver makes,
     /// `host_failures` those that were BUSY because the host failed.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         let micros = |(name, ns): (&'static str, &AtomicU64)| (name, get(ns) / 1000);
@@ -71,6 +79,11 @@ impl Counters {
             ("unplug", &self.unplugs),
             ("unplug_all", &self.unplug_alls),
             ("state", &self.states),
+            ("part_plug", &self.part_plugs),
+            ("part_release", &self.part_releases),
+            ("part_shrink", &self.part_shrinks),
+            ("part_query", &self.part_queries),
+            ("part_notify", &self.part_notifies),
             ("malformed", &self.malformed),
             ("ack", &self.acks),
             ("nack", &self.nacks),
@@ -79,6 +92,8 @@ impl Counters {
             ("unanswered", &self.unanswered),
             ("plugged_bytes", &self.plugged_bytes),
             ("unplugged_bytes", &self.unplugged_bytes),
+            ("releases", &self.releases),
+            ("released_bytes", &self.released_bytes),
             ("refused", &self.refused),
             ("host_failures", &self.host_failures),
         ];
@@ -96,6 +111,11 @@ impl Counters {
             Ok(Request::Unplug(_)) => &self.unplugs,
             Ok(Request::UnplugAll) => &self.unplug_alls,
             Ok(Request::State(_)) => &self.states,
+            Ok(Request::PartPlug(_)) => &self.part_plugs,
+            Ok(Request::PartRelease(_)) => &self.part_releases,
+            Ok(Request::PartShrink(..)) => &self.part_shrinks,
+            Ok(Request::PartQuery { .. }) => &self.part_queries,
+            Ok(Request::PartNotify(..)) => &self.part_notifies,
             Err(_) => &self.malformed,
         });
     }
@@ -119,6 +139,12 @@ impl Counters {
     /// The guest has so much less.
     pub(super) fn unplugged(&self, bytes: Bytes) {
         self.unplugged_bytes.fetch_add(bytes.as_u64(), Ordering::Relaxed);
+    }
+
+    /// The guest has given a partition back, of which it had so much.
+    pub(super) fn released(&self, bytes: Bytes) {
+        increment(&self.releases);
+        self.released_bytes.fetch_add(bytes.as_u64(), Ordering::Relaxed);
     }
 
     /// A request that no correct driver makes. Returns how many there have been by now.

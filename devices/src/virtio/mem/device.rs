@@ -1,7 +1,7 @@
 use std::io;
 use std::sync::Arc;
 
-use memctl::{Layout, Partitioner};
+use memctl::{Layout, Mode, Partitioner};
 
 use super::counters::Counters;
 use super::event::Observer;
@@ -18,6 +18,13 @@ const ACPI_PXM: u64 = 1 << 0;
 /// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: the driver must not touch unplugged memory.
 const UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 
+/// VIRTIO_MEM_F_PARTITION: the partition channel (docs/partition-channel.md).
+const PARTITION: u64 = 1 << 56;
+
+/// VIRTIO_MEM_F_PART_ZEROED: a partition reads as zero when it has been plugged, as
+/// [`HostBlocks::open`] promises.
+const PART_ZEROED: u64 = 1 << 57;
+
 /// Linux has one request under way at a time.
 const QUEUE_SIZE: u16 = 64;
 
@@ -29,7 +36,7 @@ pub struct Mem {
 
 impl Mem {
     /// A device for a region that is used as `layout` says, with nothing plugged and nothing asked
-    /// for. `node` is the proximity domain of ACPI's SRAT, where the VM has several. `host` has all
+    /// for. It offers the partition channel if there may be partitions. `node` is the proximity domain of ACPI's SRAT, where the VM has several. `host` has all
     /// of the region closed.
     pub fn new(
         layout: Layout,
@@ -37,9 +44,10 @@ impl Mem {
         host: Box<dyn HostBlocks>,
         observer: Observer,
     ) -> Self {
-        let shared = Shared::new(Partitioner::new(layout), node, host, observer);
         let numa = if node.is_some() { ACPI_PXM } else { 0 };
-        Self { shared: Arc::new(shared), features: UNPLUGGED_INACCESSIBLE | numa }
+        let channel = if layout.max_partitions > 0 { PARTITION | PART_ZEROED } else { 0 };
+        let shared = Shared::new(Partitioner::new(layout), node, host, observer);
+        Self { shared: Arc::new(shared), features: UNPLUGGED_INACCESSIBLE | numa | channel }
     }
 
     /// For the machine and the API; stays good after the device has moved into its transport.
@@ -78,9 +86,11 @@ impl VirtioDevice for Mem {
             let text = "the driver would touch unplugged memory; it needs Linux 5.16 or later";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
+        let mode = if activation.features & PARTITION == 0 { Mode::Plain } else { Mode::Channel };
         let Activation { queues, interrupt, .. } = activation;
         let queue = queues.into_iter().flatten().next();
-        let worker = queue.map(|queue| MemWorker::new(queue, interrupt, Arc::clone(&self.shared)));
+        let shared = || Arc::clone(&self.shared);
+        let worker = queue.map(|queue| MemWorker::new(queue, interrupt, mode, shared()));
         Ok(worker.map(|worker| Box::new(worker) as Box<dyn Worker>).into_iter().collect())
     }
 }

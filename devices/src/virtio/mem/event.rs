@@ -1,7 +1,9 @@
 //! What the device tells its machine.
 
+use std::time::Duration;
+
 use memctl::{Bytes, Change, Cookie, Counters, Geometry, Hints, Partition, PartitionId};
-use memctl::{PartitionName, PartitionState};
+use memctl::{PartitionName, PartitionState, Policy};
 
 /// Something changed hands, or is going to. Each event carries the sizes of its moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +48,15 @@ pub struct PartitionView {
     pub plugged: Bytes,
     /// The most it ever had.
     pub peak: Bytes,
+    /// What the host wants done with it.
+    pub policy: Policy,
+    /// Whether what is in use is to be moved out of it once it is not wanted.
+    pub evacuate: bool,
     /// What the guest last said of it.
     pub hints: Hints,
+    /// How long the host took to free what was last given back of it, in the request that did so;
+    /// `None` until there was one. In the event of its end, how long its release took.
+    pub last_release: Option<Duration>,
     /// How its memory came and went.
     pub counters: Counters,
 }
@@ -64,7 +73,10 @@ impl PartitionView {
             requested: geometry.bytes(account.requested),
             plugged: geometry.bytes(account.plugged),
             peak: geometry.bytes(account.peak),
+            policy: partition.policy(),
+            evacuate: partition.evacuate(),
             hints: *partition.hints(),
+            last_release: account.last_release,
             counters: account.counters,
         }
     }

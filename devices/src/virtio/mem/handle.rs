@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use memctl::{
-    BlockRange, Blocks, Bytes, Cookie, HostError, Owner, PartitionId, PartitionName, Partitioner,
-    PlugState, Removal, Resize,
+    BlockRange, Blocks, Bytes, Cookie, HostError, Mode, Owner, PartitionId, PartitionName,
+    Partitioner, PlugState, Policy, Removal, Resize,
 };
 
 use super::event::PartitionView;
@@ -107,7 +107,27 @@ impl MemHandle {
         self.shared.wish(|partitioner, _| Ok(partitioner.resize_shared(size, host_free)?))
     }
 
-    /// Reserves room for a new partition, which the guest is asked to plug.
+    /// Whether a driver is up that has negotiated the partition channel: only then do partitions
+    /// come and go as a whole. Changes when the guest resets the device, as at its reboot.
+    pub fn channel_is_up(&self) -> bool {
+        self.shared.look(Partitioner::mode) == Mode::Channel
+    }
+
+    /// Wants the guest to have its bookkeeping ready for `size` from the start of the region, so
+    /// that plugging there is quick (`part_prepare`). More than the region means all of it.
+    ///
+    /// # Errors
+    /// Not whole blocks.
+    pub fn prepare(&self, size: Bytes) -> Result<(), MemError> {
+        let size = self.blocks(size)?;
+        self.shared.wish(|partitioner, _| {
+            partitioner.prepare(size);
+            Ok(())
+        })
+    }
+
+    /// Reserves room for a new partition, which the guest is asked to plug. `cookie` is shown to the
+    /// guest's userspace.
     ///
     /// # Errors
     /// Not whole blocks, the name is taken, or there is no room in the table, the region, the cap
@@ -117,17 +137,19 @@ impl MemHandle {
         name: PartitionName,
         cookie: Cookie,
         size: Bytes,
+        policy: Policy,
         host_free: Option<Bytes>,
     ) -> Result<PartitionView, MemError> {
         let size = self.blocks(size)?;
         self.shared.wish(|partitioner, watch| {
             let id = partitioner.add(name, cookie, size, host_free, watch)?;
+            partitioner.set_policy(id, policy)?;
             let partition = partitioner.partition(id).ok_or(HostError::Unknown(id))?;
             Ok(PartitionView::new(partitioner.geometry(), partition))
         })
     }
 
-    /// Wants a partition to have `size`. Cancels its removal.
+    /// Wants a partition to have `size`. Cancels its removal, and its evacuation.
     ///
     /// # Errors
     /// As for [`MemHandle::add_partition`], or there is no such partition.
@@ -148,6 +170,25 @@ impl MemHandle {
     /// There is no such partition.
     pub fn remove_partition(&self, id: PartitionId) -> Result<Removal, MemError> {
         self.shared.wish(|partitioner, watch| Ok(partitioner.remove(id, watch)?))
+    }
+
+    /// Wants other things done with a partition than when it was added. What it has of memory stays
+    /// as it is.
+    ///
+    /// # Errors
+    /// There is no such partition.
+    pub fn set_policy(&self, id: PartitionId, policy: Policy) -> Result<(), MemError> {
+        self.shared.wish(|partitioner, _| Ok(partitioner.set_policy(id, policy)?))
+    }
+
+    /// Wants what is in use in a partition moved elsewhere, so that it can be given back: a removal
+    /// alone waits for its users. Has an effect while the partition is not wanted, so it comes
+    /// before or after [`MemHandle::remove_partition`].
+    ///
+    /// # Errors
+    /// There is no such partition.
+    pub fn ask_evacuation(&self, id: PartitionId) -> Result<(), MemError> {
+        self.shared.wish(|partitioner, _| Ok(partitioner.ask_evacuation(id)?))
     }
 
     /// All partitions, by ascending number.

@@ -18,6 +18,15 @@ pub trait HostBlocks: Send {
     /// The host refused. Nothing has changed.
     fn open(&mut self, range: Range<u64>) -> io::Result<()>;
 
+    /// As [`HostBlocks::open`], with all of the memory provided now, so that no touch waits for the
+    /// host or finds it out of memory. A host that can't do so provides it on touch.
+    ///
+    /// # Errors
+    /// The host refused, or has too little memory. Nothing has changed.
+    fn open_populated(&mut self, range: Range<u64>) -> io::Result<()> {
+        self.open(range)
+    }
+
     /// Closes `range` to guest and monitor and frees its memory on the host, checked.
     ///
     /// # Errors
@@ -25,11 +34,13 @@ pub trait HostBlocks: Send {
     fn release(&mut self, range: Range<u64>) -> io::Result<()>;
 }
 
-/// One of the two things a host can do with a run of blocks.
+/// What a host can do with a run of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// [`HostBlocks::open`].
     Open,
+    /// [`HostBlocks::open_populated`].
+    OpenPopulated,
     /// [`HostBlocks::release`].
     Release,
 }
@@ -37,7 +48,7 @@ pub(super) enum Action {
 impl Action {
     fn inverse(self) -> Self {
         match self {
-            Self::Open => Self::Release,
+            Self::Open | Self::OpenPopulated => Self::Release,
             Self::Release => Self::Open,
         }
     }
@@ -62,8 +73,8 @@ pub(super) struct CarryError {
 /// the run be put back. It is tried again before each later plan, which keeps the list as short as
 /// one plan.
 ///
-/// A run that was released and opened again has lost its content: only UNPLUG_ALL has several runs,
-/// and its driver knows of nothing in them.
+/// A run that was released and opened again has lost its content: only UNPLUG_ALL and PART_RELEASE
+/// have several runs, and their driver has nothing in them that it uses.
 pub(super) struct Carrier {
     host: Box<dyn HostBlocks>,
     geometry: Geometry,
@@ -73,6 +84,11 @@ pub(super) struct Carrier {
 impl Carrier {
     pub(super) fn new(host: Box<dyn HostBlocks>, geometry: Geometry) -> Self {
         Self { host, geometry, unsettled: Vec::new() }
+    }
+
+    /// Where the region is.
+    pub(super) fn geometry(&self) -> &Geometry {
+        &self.geometry
     }
 
     /// Applies `action` to each of `runs`, or to none: one host call per run, however long. `runs`
@@ -119,6 +135,7 @@ impl Carrier {
     fn apply(&mut self, action: Action, bytes: Range<u64>) -> io::Result<()> {
         match action {
             Action::Open => self.host.open(bytes),
+            Action::OpenPopulated => self.host.open_populated(bytes),
             Action::Release => self.host.release(bytes),
         }
     }

@@ -1,6 +1,8 @@
-//! virtio-mem (virtio 1.3, 5.15): memory that the guest takes and gives back in blocks.
+//! virtio-mem (virtio 1.3, 5.15): memory that the guest takes and gives back in blocks, or in
+//! partitions (docs/partition-channel.md).
 //!
 //! - `request`: a chain of descriptors becomes a typed request, or what is wrong with it. Pure.
+//! - `reply`, `record`: an answer becomes bytes in the guest.
 //! - `books`: a request meets the [`Partitioner`](memctl::Partitioner), which alone decides, and
 //!   the host's part of it, [`HostBlocks`], which `vmm` implements.
 //! - `shared`: what the worker and the [`MemHandle`]s have in common, under one lock.
@@ -30,6 +32,8 @@ mod device;
 mod event;
 mod handle;
 mod host;
+mod record;
+mod reply;
 mod request;
 mod shared;
 #[cfg(test)]

@@ -1,29 +1,36 @@
-//! From a chain of descriptors to a typed request, and from an answer to its bytes (virtio 1.3,
-//! 5.15.6).
+//! From a chain of descriptors to a typed request (virtio 1.3, 5.15.6; docs/partition-channel.md).
 //!
-//! A request is 24 bytes that the device reads, then 10 that it writes. The driver may cut both
+//! A request is 24 bytes that the device reads, then those that it writes. The driver may cut both
 //! into descriptors anywhere (2.7.4.3). Nothing in here has an effect, and nothing allocates.
 
-use memctl::{Answer, PlugState};
+use memctl::{Bytes as Size, Hint, PartitionId};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::Bytes;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, transmute};
 
+use super::reply::{MAX_BYTES, RESPONSE_BYTES, Reply};
 use crate::guest_memory::GuestMemory;
 use crate::virtio::queue::Chain;
 
-/// The most descriptors a chain may have: 34 are enough for one byte in each.
-const MAX_DESCRIPTORS: usize = 64;
+/// The most descriptors a chain may have: as many as the queue (virtio 1.3, 2.7.5).
+pub(super) const MAX_DESCRIPTORS: usize = 64;
 
 /// `struct virtio_mem_req`.
 const REQUEST_BYTES: usize = 24;
-
-/// `struct virtio_mem_resp`.
-const RESPONSE_BYTES: usize = 10;
 
 const PLUG: u16 = 0;
 const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
 const STATE: u16 = 3;
+const PART_PLUG: u16 = 0x100;
+const PART_RELEASE: u16 = 0x101;
+const PART_SHRINK: u16 = 0x102;
+const PART_QUERY: u16 = 0x103;
+const PART_NOTIFY: u16 = 0x104;
+
+/// PART_QUERY: only what has another size than is wanted.
+const PENDING: u16 = 1 << 0;
 
 /// Blocks as the driver names them: an allegation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +52,21 @@ pub(super) enum Request {
     UnplugAll,
     /// Are these plugged?
     State(Named),
+    /// Take what a partition misses.
+    PartPlug(PartitionId),
+    /// Give a partition back.
+    PartRelease(PartitionId),
+    /// Give these blocks of a partition back.
+    PartShrink(PartitionId, Named),
+    /// Which partition comes first from this number on?
+    PartQuery {
+        /// The least number.
+        from: PartitionId,
+        /// Only one that has another size than is wanted.
+        pending: bool,
+    },
+    /// This is how a partition is.
+    PartNotify(PartitionId, Hint),
 }
 
 /// Why a chain is no request.
@@ -62,9 +84,15 @@ pub(super) enum Malformed {
     /// Fewer than 10 bytes that can be written: nothing can be answered.
     #[error("no room for an answer in plugged memory")]
     NoReply,
+    /// Fewer bytes that can be written than the longest answer to this request has.
+    #[error("no room for a record in plugged memory")]
+    NoRecord,
     /// A type that this device does not know.
     #[error("a request of unknown type {0:#x}")]
-    Unknown(u16),
+    UnknownType(u16),
+    /// A notification that this device does not know.
+    #[error("a notification of unknown event {0}")]
+    UnknownEvent(u16),
 }
 
 /// A chain, taken apart.
@@ -72,7 +100,7 @@ pub(super) enum Malformed {
 pub(super) struct Received {
     /// Where the answer goes; `None` when there is no room for one.
     pub(super) reply: Option<Reply>,
-    /// What is asked, or why nothing is. Never a request without a reply.
+    /// What is asked, or why nothing is. Never a request without room for all of its answer.
     pub(super) request: Result<Request, Malformed>,
 }
 
@@ -88,10 +116,14 @@ pub(super) fn receive(chain: Chain, memory: &GuestMemory) -> Received {
     if !complete {
         return no_reply(Malformed::Endless);
     }
-    if !frame.reply.is_writable(memory) {
+    if !frame.reply.has_room(memory, RESPONSE_BYTES) {
         return no_reply(Malformed::NoReply);
     }
-    Received { reply: Some(frame.reply), request: frame.request() }
+    let request = frame.request().and_then(|request| {
+        let fits = !request.has_record() || frame.reply.has_room(memory, MAX_BYTES);
+        fits.then_some(request).ok_or(Malformed::NoRecord)
+    });
+    Received { reply: Some(frame.reply), request }
 }
 
 /// The bytes of a request, and where its answer goes.
@@ -110,7 +142,7 @@ impl Frame {
         if descriptor.is_write_only() {
             return self.reply.add(descriptor.addr(), descriptor.len() as usize);
         }
-        self.unordered |= self.reply.len > 0;
+        self.unordered |= !self.reply.is_empty();
         let rest = &mut self.bytes[self.filled..];
         let count = rest.len().min(descriptor.len() as usize);
         self.unreadable |= memory.read_slice(&mut rest[..count], descriptor.addr()).is_err();
@@ -128,95 +160,77 @@ impl Frame {
     }
 }
 
+/// `struct virtio_mem_req` of a request by address.
+#[derive(FromBytes, Immutable)]
+#[repr(C)]
+struct ByAddress {
+    kind: U16,
+    _padding: [U16; 3],
+    addr: U64,
+    count: U16,
+    _rest: [U16; 3],
+}
+
+/// `struct virtio_mem_req` of a request by partition.
+#[derive(FromBytes, Immutable)]
+#[repr(C)]
+struct ByPartition {
+    kind: U16,
+    _padding: [U16; 3],
+    id: U32,
+    flags: U16,
+    event: U16,
+    arg: U64,
+}
+
 impl Request {
-    /// `struct virtio_mem_req`: type, padding, address, number of blocks, padding.
     fn parse(bytes: [u8; REQUEST_BYTES]) -> Result<Self, Malformed> {
-        let [t0, t1, _, _, _, _, _, _, a0, a1, a2, a3, a4, a5, a6, a7, n0, n1, ..] = bytes;
-        let addr = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
-        let named = Named { addr, count: u16::from_le_bytes([n0, n1]) };
-        match u16::from_le_bytes([t0, t1]) {
+        let request: ByAddress = transmute!(bytes);
+        let named = Named { addr: request.addr.get(), count: request.count.get() };
+        match request.kind.get() {
             PLUG => Ok(Self::Plug(named)),
             UNPLUG => Ok(Self::Unplug(named)),
             UNPLUG_ALL => Ok(Self::UnplugAll),
             STATE => Ok(Self::State(named)),
-            unknown => Err(Malformed::Unknown(unknown)),
-        }
-    }
-}
-
-/// The first ten bytes of a chain that the device may write.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Reply {
-    parts: [(GuestAddress, usize); RESPONSE_BYTES],
-    count: usize,
-    len: usize,
-}
-
-impl Reply {
-    fn add(&mut self, addr: GuestAddress, len: usize) {
-        let len = len.min(RESPONSE_BYTES - self.len);
-        if len > 0 {
-            // No part is empty, so ten bytes have at most ten.
-            self.parts[self.count] = (addr, len);
-            self.count += 1;
-            self.len += len;
-        }
-    }
-
-    fn parts(&self) -> &[(GuestAddress, usize)] {
-        &self.parts[..self.count]
-    }
-
-    /// Whether all ten bytes are there, in memory that is plugged now: a request that can't be
-    /// answered must not have an effect.
-    fn is_writable(&self, memory: &GuestMemory) -> bool {
-        let in_ram = |&(addr, len)| memory.get_slices(addr, len).all(|slice| slice.is_ok());
-        self.len == RESPONSE_BYTES && self.parts().iter().all(in_ram)
-    }
-
-    /// Writes `response` and returns the used length (virtio 1.3, 2.7.8): less than all of it only
-    /// where the request itself has unplugged the memory that the answer was to go to.
-    pub(super) fn send(&self, memory: &GuestMemory, response: Response) -> u32 {
-        let bytes = response.to_bytes();
-        let mut sent = 0;
-        for &(addr, len) in self.parts() {
-            if memory.write_slice(&bytes[sent..sent + len], addr).is_err() {
-                break;
+            _ => {
+                let request: ByPartition = transmute!(bytes);
+                request.try_into()
             }
-            sent += len;
         }
-        sent as u32
+    }
+
+    /// Whether an ACK of it comes with a record.
+    fn has_record(&self) -> bool {
+        matches!(self, Self::PartPlug(_) | Self::PartQuery { .. })
     }
 }
 
-/// What the driver is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Response {
-    pub(super) answer: Answer,
-    /// To STATE only.
-    pub(super) state: Option<PlugState>,
-}
+impl TryFrom<ByPartition> for Request {
+    type Error = Malformed;
 
-impl From<Answer> for Response {
-    fn from(answer: Answer) -> Self {
-        Self { answer, state: None }
+    fn try_from(request: ByPartition) -> Result<Self, Malformed> {
+        let (id, flags, arg) =
+            (PartitionId(request.id.get()), request.flags.get(), request.arg.get());
+        match request.kind.get() {
+            PART_PLUG => Ok(Self::PartPlug(id)),
+            PART_RELEASE => Ok(Self::PartRelease(id)),
+            PART_SHRINK => Ok(Self::PartShrink(id, Named { addr: arg, count: flags })),
+            PART_QUERY => Ok(Self::PartQuery { from: id, pending: flags & PENDING != 0 }),
+            PART_NOTIFY => Ok(Self::PartNotify(id, hint(request.event.get(), Size::new(arg))?)),
+            unknown => Err(Malformed::UnknownType(unknown)),
+        }
     }
 }
 
-impl Response {
-    /// `struct virtio_mem_resp`: type, padding, state.
-    fn to_bytes(self) -> [u8; RESPONSE_BYTES] {
-        let kind = match self.answer {
-            Answer::Ack => 0,
-            Answer::Nack => 1,
-            Answer::Busy => 2,
-            Answer::Error => 3,
-        };
-        let state = match self.state {
-            None | Some(PlugState::Plugged) => 0,
-            Some(PlugState::Unplugged) => 1,
-            Some(PlugState::Mixed) => 2,
-        };
-        [kind, 0, 0, 0, 0, 0, 0, 0, state, 0]
+/// What PART_NOTIFY says.
+fn hint(event: u16, arg: Size) -> Result<Hint, Malformed> {
+    match event {
+        1 => Ok(Hint::Bound { used: arg }),
+        2 => Ok(Hint::Draining { used: arg }),
+        3 => Ok(Hint::Empty),
+        4 => Ok(Hint::Spilled(arg)),
+        5 => Ok(Hint::Stuck(arg)),
+        6 => Ok(Hint::Used(arg)),
+        unknown => Err(Malformed::UnknownEvent(unknown)),
     }
 }

@@ -1,19 +1,22 @@
 //! What the worker and the handles have in common: the books, the configuration space that shows
 //! them, and who is told.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use log::warn;
-use memctl::{Account, Answer, Geometry, Partitioner, Watch};
+use memctl::{Account, Answer, Change, Geometry, Mode, Partitioner, Watch};
 use zerocopy::IntoBytes;
 
-use super::books::{Books, Failure};
+use super::books::{Books, Failure, Traces};
 use super::config::{Config, Variable};
 use super::counters::Counters;
 use super::event::{MemEvent, Observer};
 use super::host::{Carrier, HostBlocks};
-use super::request::{Malformed, Request, Response};
+use super::record::Record;
+use super::reply::Response;
+use super::request::{Malformed, Request};
 use crate::sync::lock;
 use crate::virtio::device::ConfigSpace;
 use crate::virtio::queue::Interrupt;
@@ -38,7 +41,8 @@ impl Shared {
         observer: Observer,
     ) -> Self {
         let geometry = *partitioner.geometry();
-        let config = ConfigSpace::new(Config::new(&partitioner, node).as_bytes());
+        let partitions = partitioner.layout().max_partitions > 0;
+        let config = ConfigSpace::new(Config::new(&partitioner, node).visible(partitions));
         let books = Books::new(partitioner, Carrier::new(host, geometry));
         Self {
             books: Mutex::new(books),
@@ -63,9 +67,24 @@ impl Shared {
         &self.counters
     }
 
-    /// The driver is up, or gone.
-    pub(super) fn set_interrupt(&self, interrupt: Option<Interrupt>) {
-        *lock(&self.interrupt) = interrupt;
+    /// The driver is up, and talks to the device as `mode` says.
+    pub(super) fn driver_up(&self, interrupt: Interrupt, mode: Mode) {
+        *lock(&self.interrupt) = Some(interrupt);
+        self.set_mode(mode);
+    }
+
+    /// The driver is gone: no interrupt is due until the next one is up.
+    pub(super) fn driver_gone(&self) {
+        *lock(&self.interrupt) = None;
+        self.set_mode(Mode::Plain);
+    }
+
+    /// The usable size may grow, of which the driver hears as of any other growth.
+    fn set_mode(&self, mode: Mode) {
+        let Ok(()) = self.wish(|partitioner, _| -> Result<(), Infallible> {
+            partitioner.set_mode(mode);
+            Ok(())
+        });
     }
 
     /// Looks something up in the books.
@@ -104,15 +123,22 @@ impl Shared {
         result
     }
 
-    /// A request of the guest's: the answer, which the caller delivers, and then the `events`. The
-    /// configuration space shows the new sizes. No interrupt: what a request changes, the driver
-    /// has asked for.
-    pub(super) fn serve(&self, request: Request, events: &mut Vec<MemEvent>) -> Response {
+    /// A request of the guest's: the answer, which the caller delivers with `record` if it says so,
+    /// and then the `events`. The configuration space shows the new sizes. No interrupt: what a
+    /// request changes, the driver has asked for.
+    pub(super) fn serve(
+        &self,
+        request: Request,
+        record: &mut Record,
+        events: &mut Vec<MemEvent>,
+    ) -> Response {
         let mut books = lock(&self.books);
         let (before, had) = (Variable::of(&books.partitioner), books.partitioner.shared().plugged);
-        let outcome = books.carry_out(request, &self.counters, &mut |change| {
+        let watch = &mut |change: Change<'_>| {
             events.push(MemEvent::changed(&self.geometry, change));
-        });
+        };
+        let mut traces = Traces { counters: &self.counters, record, watch };
+        let outcome = books.carry_out(request, &mut traces);
         let shared = *books.partitioner.shared();
         if shared.plugged != had {
             self.push_shared(events, &shared);

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use memctl::Answer;
+use memctl::{Answer, Mode};
 
 use super::event::MemEvent;
-use super::request::{Received, Response, receive};
+use super::record::Record;
+use super::reply::Response;
+use super::request::{Received, receive};
 use super::shared::Shared;
 use crate::guest_memory::GuestMemory;
 use crate::virtio::queue::{Chain, Interrupt, VirtQueue};
@@ -15,23 +17,29 @@ use crate::virtio::worker::Worker;
 pub(super) struct MemWorker {
     queue: VirtQueue,
     shared: Arc<Shared>,
+    /// Of the last request that had one; kept for its room.
+    record: Record,
     /// Kept empty between wake-ups, for its room.
     events: Vec<MemEvent>,
 }
 
 impl MemWorker {
-    /// Serves `queue`; `interrupt` is for configuration changes, from now until the worker is
-    /// dropped.
-    pub(super) fn new(queue: VirtQueue, interrupt: Interrupt, shared: Arc<Shared>) -> Self {
-        shared.set_interrupt(Some(interrupt));
-        Self { queue, shared, events: Vec::new() }
+    /// Serves `queue`, whose driver has negotiated `mode`; `interrupt` is for configuration changes,
+    /// from now until the worker is dropped.
+    pub(super) fn new(
+        queue: VirtQueue,
+        interrupt: Interrupt,
+        mode: Mode,
+        shared: Arc<Shared>,
+    ) -> Self {
+        shared.driver_up(interrupt, mode);
+        Self { queue, shared, record: Record::new(), events: Vec::new() }
     }
 }
 
-/// The driver is gone, and no interrupt is due until the next one is up.
 impl Drop for MemWorker {
     fn drop(&mut self) {
-        self.shared.set_interrupt(None);
+        self.shared.driver_gone();
     }
 }
 
@@ -45,24 +53,30 @@ impl Worker for MemWorker {
     }
 
     fn queue_ready(&mut self, _position: usize) {
-        let Self { queue, shared, events } = self;
+        let Self { queue, shared, record, events } = self;
         let memory = Arc::clone(queue.memory());
-        queue.drain(|chain| Some(serve(shared, chain, &memory, events)));
+        queue.drain(|chain| Some(serve(shared, chain, &memory, record, events)));
         shared.report(events);
     }
 }
 
 /// Serves one chain and returns the bytes written to it.
-fn serve(shared: &Shared, chain: Chain, memory: &GuestMemory, events: &mut Vec<MemEvent>) -> u32 {
+fn serve(
+    shared: &Shared,
+    chain: Chain,
+    memory: &GuestMemory,
+    record: &mut Record,
+    events: &mut Vec<MemEvent>,
+) -> u32 {
     let Received { reply, request } = receive(chain, memory);
     shared.counters().received(&request);
     let response: Response = match request {
-        Ok(request) => shared.serve(request, events),
+        Ok(request) => shared.serve(request, record, events),
         Err(why) => {
             shared.malformed(why);
             Answer::Error.into()
         }
     };
     shared.counters().answered(reply.is_some().then_some(response.answer));
-    reply.map_or(0, |reply| reply.send(memory, response))
+    reply.map_or(0, |reply| reply.send(memory, response, record))
 }

@@ -1,12 +1,18 @@
 //! The device from the machine's side.
 
-use memctl::{Cookie, HostError, PartitionId, PartitionState, Removal, Resize};
+use memctl::{Cookie, HostError, PartitionId, PartitionState, Policy, Removal, Resize};
 
 use super::super::{BlockView, MemError, PartitionView};
 use super::*;
 
 fn add(rig: &Rig, name: &str, blocks: u64) -> Result<PartitionView, MemError> {
-    rig.handle.add_partition(name.parse().unwrap(), Cookie(7), size(blocks), None)
+    rig.handle.add_partition(
+        name.parse().unwrap(),
+        Cookie(7),
+        size(blocks),
+        Policy::default(),
+        None,
+    )
 }
 
 fn shared(requested: u64, plugged: u64) -> MemEvent {
@@ -54,7 +60,7 @@ fn a_size_that_is_not_whole_blocks_is_refused_with_the_block_size() {
     let refused = MemError::NotWholeBlocks { size: odd, block: size(1) };
     assert_eq!(rig.handle.resize_shared(odd, None), Err(refused.clone()));
     let name = "fn-1".parse().unwrap();
-    let added = rig.handle.add_partition(name, Cookie(0), odd, None);
+    let added = rig.handle.add_partition(name, Cookie(0), odd, Policy::default(), None);
     assert_eq!(added, Err(refused.clone()));
     assert_eq!(rig.handle.resize_partition(PartitionId(1), odd, None), Err(refused.clone()));
     assert_eq!(refused.to_string(), "2097153 bytes is not a whole number of blocks of 2 MiB");
@@ -206,7 +212,7 @@ fn an_observer_may_use_the_handle() {
     let device = Mem::new(layout(16), None, Box::new(MockHost(host)), observer);
     *slot.lock().unwrap() = Some(device.handle());
     let name = "fn-1".parse().unwrap();
-    device.handle().add_partition(name, Cookie(0), size(4), None).unwrap();
+    device.handle().add_partition(name, Cookie(0), size(4), Policy::default(), None).unwrap();
     assert_eq!(*seen.lock().unwrap(), [size(4)]);
 }
 

@@ -1,5 +1,6 @@
 //! The MUSTs of virtio 1.3, 5.15, what Linux needs on top, and faults that others have shipped.
 
+use memctl::Policy;
 use vm_memory::Bytes as _;
 
 use super::*;
@@ -24,7 +25,8 @@ fn unplugged_inaccessible_is_offered_and_required() {
 #[test]
 fn a_numa_node_is_shown_with_its_feature() {
     let rig = Rig::new(layout(64), Some(3));
-    assert_eq!(rig.device.features(), F_UNPLUGGED_INACCESSIBLE | F_ACPI_PXM);
+    let channel = F_PARTITION | F_PART_ZEROED;
+    assert_eq!(rig.device.features(), F_UNPLUGGED_INACCESSIBLE | F_ACPI_PXM | channel);
     assert_eq!(rig.config(8), 3);
 }
 
@@ -424,5 +426,5 @@ fn requests_answers_bytes_and_time_are_counted() {
 
 fn add(rig: &Rig, name: &str, blocks: u64) -> memctl::PartitionId {
     let (name, cookie) = (name.parse().unwrap(), memctl::Cookie(0));
-    rig.handle.add_partition(name, cookie, size(blocks), None).unwrap().id
+    rig.handle.add_partition(name, cookie, size(blocks), Policy::default(), None).unwrap().id
 }
