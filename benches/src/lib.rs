@@ -6,11 +6,16 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod comparison;
+pub mod cpu;
+pub mod elastic;
 pub mod facts;
 pub mod figure;
+pub mod hogs;
 pub mod kvm_stats;
 pub mod place;
 pub mod process;
+pub mod qmp;
 pub mod samples;
 pub mod scrub;
 pub mod smaps;

@@ -150,7 +150,8 @@ impl Process {
         for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
             // A thread may end between the listing and the reading.
             let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-            total += run_time(&text).ok_or_else(|| io::Error::other("no times in schedstat"))?;
+            total += crate::cpu::run_time(&text)
+                .ok_or_else(|| io::Error::other("no times in schedstat"))?;
         }
         Ok(total)
     }
@@ -218,12 +219,6 @@ fn searched_from(searched: usize, marker: &str) -> usize {
     searched.saturating_sub(marker.len().saturating_sub(1))
 }
 
-/// The first number of a `schedstat`: nanoseconds on a CPU.
-fn run_time(schedstat: &str) -> Option<Duration> {
-    let nanos = schedstat.split_whitespace().next()?.parse().ok()?;
-    Some(Duration::from_nanos(nanos))
-}
-
 /// Fields 14 and 15 of a `stat`, user and system time. The name before them may hold anything.
 fn total_cpu(stat: &str, ticks_per_second: u64) -> Option<Duration> {
     let (_, rest) = stat.rsplit_once(')')?;
@@ -287,7 +282,5 @@ mod tests {
         let stat = "12 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20";
         assert_eq!(total_cpu(stat, 100), Some(Duration::from_secs(2)));
         assert_eq!(total_cpu("12 (a", 100), None);
-        assert_eq!(run_time("1500 7 3\n"), Some(Duration::from_nanos(1500)));
-        assert_eq!(run_time(""), None);
     }
 }

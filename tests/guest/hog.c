@@ -157,6 +157,8 @@ int main(int argc, char **argv)
 
 	if (progress == MAP_FAILED)
 		die("mmap");
+	/* One that was killed leaves nothing behind. */
+	signal(SIGCHLD, SIG_IGN);
 	for (int i = 0; i < plan.count; i++) {
 		pid_t pid = fork();
 

@@ -31,6 +31,8 @@ pub struct Console {
     prompted: Cell<bool>,
     /// To be hung up, for the thread that reads has a copy of its own.
     socket: Option<UnixStream>,
+    /// What the guest said last is not printed when this is dropped.
+    quiet: bool,
 }
 
 impl Console {
@@ -47,6 +49,7 @@ impl Console {
             prompt: PROMPT,
             prompted: Cell::new(false),
             socket: None,
+            quiet: false,
         })
     }
 
@@ -76,6 +79,13 @@ impl Console {
     #[must_use]
     pub fn with_prompt(mut self, prompt: &'static str) -> Self {
         self.prompt = prompt;
+        self
+    }
+
+    /// For a program that is no test: it shows what the guest said when and where it likes.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
         self
     }
 
@@ -174,7 +184,9 @@ impl Drop for Console {
             // Only fails when the other side has hung up.
             let _ = socket.shutdown(Shutdown::Both);
         }
-        self.output.show("console");
+        if !self.quiet {
+            self.output.show("console");
+        }
     }
 }
 

@@ -1,0 +1,186 @@
+//! `reclaim`: a function ends, and the host has its memory back. How long that takes, by size and
+//! by the way it is done (Squeezy, EuroSys '26, figures 5 and 7).
+//!
+//! Functions fill a guest's memory, their pages interleaved; they are killed one by one, and the
+//! memory of each is taken back before the next one goes. Contenders run in turn. Results go to
+//! `reclaim.json`, `.md` and `.svg`, and as tables to the terminal.
+#![forbid(unsafe_code)]
+
+mod scene;
+mod way;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use benches::comparison::{Comparison, Entry, Merit};
+use benches::elastic::{Guest, MIB};
+use benches::facts::{Machine, kernel_release};
+use benches::place::Place;
+use benches::samples::Samples;
+use benches::unit::Unit;
+use clap::Parser;
+use serde_json::Value;
+
+use crate::scene::{Release, Scene};
+use crate::way::Way;
+
+/// Functions in a guest, and the most memory that all of them have.
+const FUNCTIONS: u64 = 4;
+const MOST: u64 = 6144 * MIB;
+
+/// The size that the details are shown for, in MiB.
+const DETAILED: u64 = 1024;
+
+/// How to run the measurement.
+#[derive(Parser)]
+#[command(about = "The end of a function, and its memory back on the host, by size and by way")]
+struct Options {
+    /// Folder for the results.
+    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
+    out: PathBuf,
+    /// Guests of each way and size.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Memory of a function, in MiB.
+    #[arg(long, default_value = "128,256,512,1024,2048", value_delimiter = ',')]
+    sizes: Vec<u64>,
+    /// Only these ways; ours comes first.
+    #[arg(long, value_delimiter = ',')]
+    ways: Vec<Way>,
+    /// Processes that keep the guest's vCPU busy, in the loaded case.
+    #[arg(long, default_value_t = 2)]
+    burners: u32,
+}
+
+/// What was measured, by size in MiB, busy processes, and way.
+type Measured = BTreeMap<(u64, u32, Way), Vec<Release>>;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("reclaim: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let place = Place::new()?;
+    let base = Guest {
+        tessera: place.staged("TESSERA_BIN")?,
+        vmlinux: place.staged("TESSERA_VMLINUX")?,
+        initramfs: place.staged("TESSERA_PROGRAMS_INITRAMFS")?,
+        vcpus: 1,
+        boot: 512 * MIB,
+        room: 0,
+        cmdline: String::new(),
+        memory: Value::Null,
+        balloon: false,
+    };
+    let ways = if options.ways.is_empty() { Way::ALL.to_vec() } else { options.ways.clone() };
+    let mut measured = Measured::new();
+    for round in 0..options.runs {
+        for &mib in &options.sizes {
+            let size = mib * MIB;
+            let count = FUNCTIONS.min(MOST / size).max(2);
+            // The loaded case is told for one size.
+            let loads = if mib == DETAILED { vec![0, options.burners] } else { vec![0] };
+            for (&way, &burners) in ways.iter().flat_map(|way| loads.iter().map(move |l| (way, l)))
+            {
+                let releases = Scene::boot(way, &base, (count, size), &place.socket())
+                    .and_then(|scene| scene.play(burners))
+                    .with_context(|| format!("{}, {mib} MiB", way.name()))?;
+                measured.entry((mib, burners, way)).or_default().extend(releases);
+            }
+            eprintln!("{mib} MiB: {} of {} rounds", round + 1, options.runs);
+        }
+    }
+    let kernel = std::fs::read(&base.vmlinux).context("cannot read the guest kernel")?;
+    let release = kernel_release(&kernel).unwrap_or_default();
+    report(&measured, options, &release)?.publish(&options.out)
+}
+
+/// One figure of merit: which releases of which case, and what is taken from each.
+struct View<'a> {
+    name: String,
+    unit: Unit,
+    case: (u64, u32),
+    value: &'a dyn Fn(&Release) -> Option<f64>,
+}
+
+/// What `view` shows; `None` where nothing of the kind was measured.
+fn merit(measured: &Measured, view: &View<'_>) -> Result<Option<Merit>> {
+    let mut entries = Vec::new();
+    for ((mib, burners, way), releases) in measured {
+        if (*mib, *burners) != view.case {
+            continue;
+        }
+        let values: Vec<f64> = releases.iter().filter_map(view.value).collect();
+        if !values.is_empty() {
+            entries.push(Entry { name: way.name().to_owned(), samples: Samples::new(values)? });
+        }
+    }
+    let merit = Merit::new(&view.name, view.unit, entries);
+    Ok((!merit.entries.is_empty()).then_some(merit))
+}
+
+fn report(measured: &Measured, options: &Options, release: &str) -> Result<Comparison> {
+    let interleaved = |release: &Release| (release.left > 0).then_some(release.time.as_secs_f64());
+    let mut merits = Vec::new();
+    for &mib in &options.sizes {
+        let name = format!("{mib} MiB back, other functions in the way");
+        let view = View { name, unit: Unit::Seconds, case: (mib, 0), value: &interleaved };
+        let goal = if mib == DETAILED { 0.01 } else { 0.1 };
+        merits.extend(merit(measured, &view)?.map(|merit| merit.promised(Way::Stock.name(), goal)));
+    }
+    for view in details(options, &interleaved) {
+        merits.extend(merit(measured, &view)?);
+    }
+    Ok(Comparison {
+        name: "reclaim".into(),
+        title: "A function ends: its memory back on the host".into(),
+        how: format!(
+            "{} guests of each kind and size, in turn; same kernel (Linux {release}), 1 vCPU, huge \
+             pages in guest and host; functions interleave, and end one by one. Time from the wish \
+             until the host has the memory.",
+            options.runs
+        ),
+        command: "cargo xtask bench reclaim".into(),
+        machine: Machine::read(),
+        merits,
+    })
+}
+
+/// What is shown for one size only.
+fn details<'a>(
+    options: &Options,
+    interleaved: &'a dyn Fn(&Release) -> Option<f64>,
+) -> Vec<View<'a>> {
+    let of = |name: &str, unit, burners, value| View {
+        name: format!("{DETAILED} MiB: {name}"),
+        unit,
+        case: (DETAILED, burners),
+        value,
+    };
+    vec![
+        of("the vCPU busy with other work", Unit::Seconds, options.burners, interleaved),
+        of("no other function left", Unit::Seconds, 0, &|release| {
+            (release.left == 0).then_some(release.time.as_secs_f64())
+        }),
+        of("from the kill on", Unit::Seconds, 0, &|release| Some(release.from_kill.as_secs_f64())),
+        of("the host's part", Unit::Seconds, 0, &|release| {
+            release.host.map(|time| time.as_secs_f64())
+        }),
+        of("CPU time of the vCPU", Unit::Seconds, 0, &|release| {
+            Some(release.cpu.vcpus.as_secs_f64())
+        }),
+        of("CPU time of the monitor", Unit::Seconds, 0, &|release| {
+            Some(release.cpu.monitor.as_secs_f64())
+        }),
+        of("pages moved by the guest", Unit::Count, 0, &|release| Some(release.migrated as f64)),
+        of("requests", Unit::Count, 0, &|release| release.requests.map(|count| count as f64)),
+    ]
+}

@@ -1,0 +1,269 @@
+//! Guests whose memory comes and goes, under Tessera and under QEMU, behind one interface.
+//!
+//! What is the same for both: kernel, initial file system, memory at boot, room for more, block
+//! size (2 MiB), vCPUs, one serial port, the kernel's command line.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use guest_tests::{Api, Console};
+use serde_json::json;
+
+use crate::qmp::Qmp;
+
+/// Bytes in a MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// Between two looks at a guest's memory.
+const PERIOD: Duration = Duration::from_millis(4);
+
+/// Which program runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// This project's.
+    Tessera,
+    /// Debian's, machine `q35`.
+    Qemu,
+}
+
+/// What is booted. Sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// The monitor of this project.
+    pub tessera: PathBuf,
+    /// The kernel.
+    pub vmlinux: PathBuf,
+    /// The initial file system.
+    pub initramfs: PathBuf,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Memory at boot.
+    pub boot: u64,
+    /// The most that can come later.
+    pub room: u64,
+    /// More words on the kernel's command line.
+    pub cmdline: String,
+    /// More fields of Tessera's `memory`, over the others.
+    pub memory: serde_json::Value,
+    /// A balloon, for QEMU.
+    pub balloon: bool,
+}
+
+enum Control {
+    Api(Api),
+    Qmp(RefCell<Qmp>),
+}
+
+/// Looks until the guest has `size` bytes; the time since `start`.
+fn wait(
+    start: Instant,
+    size: u64,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<u64>,
+) -> Result<Duration> {
+    let mut has = look()?;
+    while has != size {
+        if start.elapsed() > limit {
+            bail!("the guest has {has} bytes, not {size}, after {} s", limit.as_secs());
+        }
+        thread::sleep(PERIOD);
+        has = look()?;
+    }
+    Ok(start.elapsed())
+}
+
+/// A process that is killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has ended and was waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running guest at its shell. Killed when dropped.
+pub struct Elastic {
+    child: Running,
+    console: Console,
+    control: Control,
+}
+
+impl Elastic {
+    /// Boots `guest` and waits for its shell. `socket` is where the monitor is controlled.
+    ///
+    /// # Errors
+    /// The monitor does not start, or the guest does not get that far.
+    pub fn boot(monitor: Monitor, guest: &Guest, socket: &Path) -> Result<Self> {
+        let mut command = match monitor {
+            Monitor::Tessera => tessera(guest, socket),
+            Monitor::Qemu => qemu(guest, socket),
+        };
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = Running(command.spawn().context("cannot start the monitor")?);
+        let (output, input) = (child.0.stdout.take(), child.0.stdin.take());
+        let console = Console::new(output.context("no pipe")?, input.context("no pipe")?)?.quiet();
+        console.wait_for_shell().inspect_err(|_| eprintln!("{}", console.text()))?;
+        let control = match monitor {
+            Monitor::Tessera => Control::Api(Api::at(socket)),
+            Monitor::Qemu => Control::Qmp(RefCell::new(Qmp::connect(socket)?)),
+        };
+        let this = Self { child, console, control };
+        this.shell("mount -t cgroup2 cgroup2 /sys/fs/cgroup")?;
+        // Hogs that together want all there is must not be refused ahead of time.
+        this.shell("echo 1 > /proc/sys/vm/overcommit_memory")?;
+        Ok(this)
+    }
+
+    /// Runs a command in the guest's shell and returns what it printed.
+    ///
+    /// # Errors
+    /// It fails, or the guest hangs.
+    pub fn shell(&self, command: &str) -> Result<String> {
+        self.console.shell(command)
+    }
+
+    /// The guest's console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// The monitor's process.
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    /// Tessera's API.
+    ///
+    /// # Errors
+    /// It is another monitor.
+    pub fn api(&self) -> Result<&Api> {
+        match &self.control {
+            Control::Api(api) => Ok(api),
+            Control::Qmp(_) => bail!("QEMU has no such API"),
+        }
+    }
+
+    /// Wants the guest to have `size` bytes more than at boot, through virtio-mem.
+    ///
+    /// # Errors
+    /// The monitor refuses.
+    pub fn ask(&self, guest: &Guest, size: u64) -> Result<()> {
+        match &self.control {
+            Control::Api(api) => {
+                let body = json!({ "desired_ram": guest.boot + size });
+                api.put_json("vm.resize", &body)?.expect(204)?;
+            }
+            Control::Qmp(qmp) => {
+                let wish = json!({ "path": "mem", "property": "requested-size", "value": size });
+                qmp.borrow_mut().execute("qom-set", wish)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the guest has more than at boot.
+    ///
+    /// # Errors
+    /// The monitor does not answer.
+    pub fn plugged(&self, guest: &Guest) -> Result<u64> {
+        match &self.control {
+            Control::Api(api) => {
+                let info = api.get("vm.info")?.expect(200)?;
+                let size = info.body["memory_actual_size"].as_u64().context("no size")?;
+                Ok(size - guest.boot)
+            }
+            Control::Qmp(qmp) => {
+                let question = json!({ "path": "mem", "property": "size" });
+                let size = qmp.borrow_mut().execute("qom-get", question)?;
+                size.as_u64().context("no size")
+            }
+        }
+    }
+
+    /// Asks for a size and waits until the guest has it; the time that took.
+    ///
+    /// # Errors
+    /// The guest does not get there within `limit`.
+    pub fn reach(&self, guest: &Guest, size: u64, limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        self.ask(guest, size)?;
+        wait(start, size, limit, || self.plugged(guest))
+    }
+
+    /// Wants the guest to have `size` bytes in all through QEMU's balloon and waits until it has;
+    /// the time that took.
+    ///
+    /// # Errors
+    /// There is no balloon, or the guest does not get there within `limit`.
+    pub fn balloon(&self, size: u64, limit: Duration) -> Result<Duration> {
+        let Control::Qmp(qmp) = &self.control else { bail!("Tessera has no balloon") };
+        let start = Instant::now();
+        qmp.borrow_mut().execute("balloon", json!({ "value": size }))?;
+        wait(start, size, limit, || {
+            let answer = qmp.borrow_mut().execute("query-balloon", json!({}))?;
+            answer["actual"].as_u64().context("no size")
+        })
+    }
+}
+
+fn kernel_command_line(guest: &Guest) -> String {
+    format!("console=ttyS0 quiet panic=-1 memhp_default_state=online_movable {}", guest.cmdline)
+}
+
+fn tessera(guest: &Guest, socket: &Path) -> Command {
+    let mut memory = json!({
+        "size": guest.boot,
+        "hotplug_method": "VirtioMem",
+        "hotplug_size": guest.room,
+    });
+    if let (Some(fields), Some(more)) = (memory.as_object_mut(), guest.memory.as_object()) {
+        fields.extend(more.clone());
+    }
+    let config = json!({
+        "cpus": { "boot_vcpus": guest.vcpus, "max_vcpus": guest.vcpus },
+        "memory": memory,
+        "payload": {
+            "kernel": guest.vmlinux,
+            "initramfs": guest.initramfs,
+            "cmdline": kernel_command_line(guest),
+        },
+        "serial": { "mode": "Tty" },
+        "console": { "mode": "Off" },
+    });
+    let mut command = Command::new(&guest.tessera);
+    command.arg("--api-socket").arg(socket);
+    let file = socket.with_extension("json");
+    // What can't be written can't be read: the monitor will say so.
+    let _ = std::fs::write(&file, config.to_string());
+    command.arg("--config").arg(file);
+    command
+}
+
+fn qemu(guest: &Guest, socket: &Path) -> Command {
+    let mib = |bytes: u64| bytes / MIB;
+    let most = mib(guest.boot + guest.room) + 1024;
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args(["-machine", "q35", "-accel", "kvm", "-cpu", "host"])
+        .args(["-m", &format!("{}M,maxmem={most}M", mib(guest.boot))])
+        .args(["-smp", &guest.vcpus.to_string()])
+        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"])
+        .args(["-device", "virtio-rng-pci"])
+        .arg("-object")
+        .arg(format!("memory-backend-ram,id=hot,size={}M,reserve=off", mib(guest.room)))
+        .args(["-device", "virtio-mem-pci,id=mem,memdev=hot,requested-size=0,block-size=2M"])
+        .arg("-qmp")
+        .arg(format!("unix:{},server=on,wait=off", socket.display()));
+    if guest.balloon {
+        command.args(["-device", "virtio-balloon-pci"]);
+    }
+    command.arg("-kernel").arg(&guest.vmlinux).arg("-initrd").arg(&guest.initramfs);
+    command.arg("-append").arg(kernel_command_line(guest));
+    command
+}
