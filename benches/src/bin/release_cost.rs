@@ -1,0 +1,144 @@
+//! `release_cost`: what the monitor's part of a release costs beside the bare system call that
+//! frees the same memory.
+//!
+//! No guest and no KVM: memory of a virtio-mem region is opened, touched page by page and released
+//! as a guest's request would have it released; next to it an ordinary anonymous mapping of the
+//! same size is touched in the same way and unmapped. Both in turn, with small and with huge pages.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use benches::comparison::{Comparison, Entry, Merit};
+use benches::elastic::MIB;
+use benches::facts::Machine;
+use benches::samples::Samples;
+use benches::unit::Unit;
+use clap::Parser;
+use devices::guest_memory::GuestMemory;
+use devices::readers::Readers;
+use devices::virtio::mem::HostBlocks;
+use memctl::Bytes;
+use memmap2::{Advice, MmapMut};
+use vm_memory::{Bytes as _, GuestAddress};
+use vmm::machine::spec::{Backing, Memory};
+use vmm::memory::{HotplugMemory, Room, allocate};
+
+const PAGE: usize = 4096;
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Where the region is in the guest: anywhere.
+const START: u64 = 4 << 30;
+
+const OURS: &str = "Tessera, release";
+const BARE: &str = "munmap alone";
+
+/// What the project promises.
+const GOAL: f64 = 1.2;
+
+/// How to run the measurement.
+#[derive(Parser)]
+#[command(about = "Freeing memory on the host: a release against the bare system call")]
+struct Options {
+    /// Folder for the results.
+    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
+    out: PathBuf,
+    /// How often each is measured.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Sizes in MiB.
+    #[arg(long, default_value = "128,1024", value_delimiter = ',')]
+    sizes: Vec<u64>,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("release_cost: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let mut merits = Vec::new();
+    for (huge, pages) in [(false, "4 KiB pages"), (true, "huge pages")] {
+        for &mib in &options.sizes {
+            let size = usize::try_from(mib * MIB)?;
+            let (ours, bare) = measure(size, huge, options.runs)?;
+            let entry = |name: &str, times: &[Duration]| -> Result<Entry> {
+                let seconds = times.iter().map(Duration::as_secs_f64).collect();
+                Ok(Entry { name: name.to_owned(), samples: Samples::new(seconds)? })
+            };
+            let entries = vec![entry(OURS, &ours)?, entry(BARE, &bare)?];
+            let merit = Merit::new(&format!("{mib} MiB, {pages}"), Unit::Seconds, entries);
+            merits.push(merit.promised(BARE, GOAL));
+        }
+    }
+    let comparison = Comparison {
+        name: "release_cost".into(),
+        title: "The host's part of a release".into(),
+        how: format!("Medians of {} runs each, in turn; every page touched.", options.runs),
+        command: "cargo xtask bench release_cost".into(),
+        machine: Machine::read(),
+        merits,
+    };
+    comparison.publish(&options.out)
+}
+
+/// The times of both, one run of each to warm up.
+fn measure(size: usize, huge: bool, runs: u32) -> Result<(Vec<Duration>, Vec<Duration>)> {
+    let (memory, mut blocks) = region(size, huge)?;
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..=runs {
+        ours.push(release(&memory, &mut blocks, size)?);
+        bare.push(unmap(size, huge)?);
+    }
+    drop(ours.drain(..1));
+    drop(bare.drain(..1));
+    Ok((ours, bare))
+}
+
+/// The room of a virtio-mem device, all closed.
+fn region(size: usize, huge: bool) -> Result<(Arc<GuestMemory>, HotplugMemory)> {
+    let memory = Memory {
+        backing: Backing::Anonymous,
+        prefault: false,
+        thp: huge,
+        mergeable: false,
+        reserve: false,
+    };
+    let range = START..START + size as u64;
+    let room = Room { range, memory: &memory, block: Some(Bytes::mib(2)) };
+    let mut ram = allocate(&[room], &Arc::new(Readers::default()))?;
+    let blocks = ram.hotplug.pop().context("no room was made")?;
+    Ok((ram.memory, blocks))
+}
+
+fn release(memory: &GuestMemory, blocks: &mut HotplugMemory, size: usize) -> Result<Duration> {
+    blocks.open(0..size as u64)?;
+    for at in (0..size).step_by(PAGE) {
+        memory.write_obj(1u8, GuestAddress(START + at as u64))?;
+    }
+    let start = Instant::now();
+    blocks.release(0..size as u64)?;
+    let time = start.elapsed();
+    ensure!(memory.read_obj::<u8>(GuestAddress(START)).is_err(), "released memory can be read");
+    Ok(time)
+}
+
+fn unmap(size: usize, huge: bool) -> Result<Duration> {
+    let mut mapping = MmapMut::map_anon(size + HUGE_PAGE)?;
+    mapping.advise(if huge { Advice::HugePage } else { Advice::NoHugePage })?;
+    let skip = mapping.as_ptr().align_offset(HUGE_PAGE);
+    for at in (skip..skip + size).step_by(PAGE) {
+        mapping[at] = 1;
+    }
+    let start = Instant::now();
+    drop(mapping);
+    Ok(start.elapsed())
+}
