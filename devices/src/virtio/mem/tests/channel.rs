@@ -1,29 +1,16 @@
 //! Each line of docs/partition-channel.md that says what the device does.
 
-use std::time::Duration;
-
 use memctl::partitioner::Resize;
-use memctl::{Cookie, PartitionState, Partitioner, Removal};
+use memctl::{PartitionState, Partitioner};
 
+use super::channel_driver::*;
 use super::*;
-
-/// PART_NOTIFY's events.
-const BOUND: u16 = 1;
-const DRAINING: u16 = 2;
-const EMPTY: u16 = 3;
-const SPILLED: u16 = 4;
-const STUCK: u16 = 5;
-const USED: u16 = 6;
 
 const KEEP: u32 = 1;
 const EVACUATE: u32 = 2;
 
 /// A number that no partition has.
 const NOBODY: PartitionId = PartitionId(999);
-
-fn part_gen(rig: &Rig) -> u32 {
-    rig.config(PART_GEN) as u32
-}
 
 // Feature bits.
 
@@ -40,7 +27,7 @@ fn not_negotiated_it_is_a_plain_device() {
     let id = rig.add("fn-1", 4);
     assert!(!rig.handle.channel_is_up());
     for kind in [PART_PLUG, PART_RELEASE, PART_SHRINK, PART_QUERY, PART_NOTIFY] {
-        let answer = rig.ask_record(&part_request(kind, id, 1, USED, BASE));
+        let answer = rig.ask_record(&part_request(kind, id, 1, IN_USE, BASE));
         assert_eq!(answer, Err(ERROR), "{kind:#x}");
     }
     assert_eq!((rig.plug(0, 4), rig.unplug(0, 1)), (ACK, ACK));
@@ -112,7 +99,7 @@ fn the_fields_of_the_channel_follow_those_of_virtio() {
     rig.handle.prepare(size(10)).unwrap();
     rig.add("fn-1", 4);
     assert_eq!(rig.config(PART_MAX) as u32, 8);
-    assert_eq!(part_gen(&rig), rig.handle.look(Partitioner::generation));
+    assert_eq!(rig.part_gen(), rig.handle.look(Partitioner::generation));
     assert_eq!(rig.config(PART_PREPARE), 10 * BLOCK);
     assert_eq!(rig.config(PART_PREPARE + 8), 0, "the space ends after 72 bytes");
 }
@@ -130,9 +117,9 @@ fn prepare_takes_whole_blocks_and_at_most_the_region() {
 #[test]
 fn each_wish_changes_part_gen_and_interrupts_once() {
     let rig = Rig::channel();
-    let mut last = (part_gen(&rig), rig.config_interrupts());
+    let mut last = (rig.part_gen(), rig.config_interrupts());
     let mut told = |what: &str| {
-        let now = (part_gen(&rig), rig.config_interrupts());
+        let now = (rig.part_gen(), rig.config_interrupts());
         assert_eq!(now, (last.0 + 1, last.1 + 1), "{what}");
         last = now;
     };
@@ -156,7 +143,7 @@ fn what_is_wanted_already_or_refused_interrupts_nobody() {
     let mut rig = Rig::channel();
     let id = rig.taken("fn-1", 8);
     rig.handle.ask_evacuation(id).unwrap();
-    let before = (part_gen(&rig), rig.config_interrupts());
+    let before = (rig.part_gen(), rig.config_interrupts());
     rig.handle.ask_evacuation(id).unwrap();
     rig.handle.set_policy(id, Policy::default()).unwrap();
     rig.handle.prepare(size(0)).unwrap();
@@ -165,19 +152,19 @@ fn what_is_wanted_already_or_refused_interrupts_nobody() {
     rig.handle.remove_partition(NOBODY).unwrap_err();
     rig.handle.ask_evacuation(NOBODY).unwrap_err();
     rig.handle.set_policy(NOBODY, Policy::default()).unwrap_err();
-    assert_eq!((part_gen(&rig), rig.config_interrupts()), before);
+    assert_eq!((rig.part_gen(), rig.config_interrupts()), before);
 }
 
 #[test]
 fn a_request_of_the_drivers_own_interrupts_nobody() {
     let mut rig = Rig::channel();
     let id = rig.add("fn-1", 8);
-    let (before, interrupts) = (part_gen(&rig), rig.config_interrupts());
+    let (before, interrupts) = (rig.part_gen(), rig.config_interrupts());
     rig.part_plug(id).unwrap();
     assert_eq!(rig.notify(id, BOUND, 0), ACK);
-    assert_eq!(part_gen(&rig), before);
+    assert_eq!(rig.part_gen(), before);
     assert_eq!(rig.release(id), ACK);
-    assert_ne!(part_gen(&rig), before, "the host wants it no more");
+    assert_ne!(rig.part_gen(), before, "the host wants it no more");
     assert_eq!(rig.config_interrupts(), interrupts);
 }
 
@@ -192,10 +179,10 @@ fn part_gen_wraps() {
         Ok::<_, memctl::RestoreError>(())
     });
     wrapped.unwrap();
-    assert_eq!(part_gen(&rig), u32::MAX);
+    assert_eq!(rig.part_gen(), u32::MAX);
     let before = rig.config_interrupts();
     rig.handle.remove_partition(id).unwrap();
-    assert_eq!((part_gen(&rig), rig.config_interrupts()), (0, before + 1));
+    assert_eq!((rig.part_gen(), rig.config_interrupts()), (0, before + 1));
     assert_eq!(rig.query(0, PENDING).unwrap().id, id);
 }
 
@@ -269,7 +256,7 @@ fn release_shrink_and_notify_of_what_is_not_there_or_holds_nothing_are_errors() 
     let mut rig = Rig::channel();
     let empty = rig.add("fn-1", 4);
     for id in [empty, NOBODY] {
-        assert_eq!((rig.release(id), rig.notify(id, USED, 0)), (ERROR, ERROR));
+        assert_eq!((rig.release(id), rig.notify(id, IN_USE, 0)), (ERROR, ERROR));
         assert_eq!(rig.shrink(id, 0, 1), ERROR);
     }
     assert_eq!(rig.counter("refused"), 6);
@@ -370,43 +357,6 @@ fn the_record_says_what_the_host_wants_done() {
 }
 
 #[test]
-fn notifications_are_hints() {
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 4);
-    let before = (rig.config(PLUGGED), rig.config(REQUESTED), part_gen(&rig));
-    use PartitionState::{Bound, Draining, Plugged};
-    let steps = [
-        (BOUND, BLOCK, Bound, BLOCK),
-        (USED, 3 * BLOCK, Bound, 3 * BLOCK),
-        (SPILLED, 5000, Bound, 3 * BLOCK),
-        (DRAINING, 2 * BLOCK, Draining, 2 * BLOCK),
-        (STUCK, 4096, Draining, 2 * BLOCK),
-        (USED, u64::MAX, Draining, 4 * BLOCK),
-        (EMPTY, 77, Plugged, 0),
-    ];
-    for (event, arg, state, used) in steps {
-        assert_eq!(rig.notify(id, event, arg), ACK);
-        let view = rig.view(id).unwrap();
-        assert_eq!((view.state, view.hints.used), (state, Some(Size::new(used))), "{event}");
-    }
-    let hints = rig.view(id).unwrap().hints;
-    assert_eq!((hints.used_peak, hints.spilled), (size(4), Size::new(5000)));
-    assert_eq!(hints.stuck, Size::new(4096));
-    assert_eq!((rig.config(PLUGGED), rig.config(REQUESTED), part_gen(&rig)), before);
-}
-
-#[test]
-fn unknown_events_are_errors() {
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 4);
-    let before = rig.view(id);
-    for event in [0, 7, 0xffff] {
-        assert_eq!(rig.notify(id, event, 0), ERROR);
-    }
-    assert_eq!((rig.view(id), rig.counter("malformed")), (before, 3));
-}
-
-#[test]
 fn what_a_request_does_not_use_is_ignored() {
     let mut rig = Rig::channel();
     let id = rig.add("fn-1", 4);
@@ -442,7 +392,7 @@ fn the_other_requests_need_room_for_ten_bytes() {
     let id = rig.taken("fn-1", 4);
     rig.handle.resize_partition(id, size(3), None).unwrap();
     // `part` gives ten.
-    assert_eq!((rig.notify(id, USED, 1), rig.shrink(id, 0, 1), rig.release(id)), (ACK, ACK, ACK));
+    assert_eq!((rig.notify(id, IN_USE, 1), rig.shrink(id, 0, 1), rig.release(id)), (ACK, ACK, ACK));
 }
 
 #[test]
@@ -452,143 +402,4 @@ fn a_nack_is_ten_bytes_however_much_there_is_room_for() {
     rig.write(REPLY, &[0xee; 16]);
     assert_eq!(rig.send(&[readable(REQUEST, 24), writable(REPLY, 60_000)]), 10);
     assert_eq!((rig.u16_at(REPLY), rig.u16_at(REPLY + 10)), (NACK, 0xeeee));
-}
-
-// Lives.
-
-#[test]
-fn a_life_is_told_step_by_step_with_the_time_of_its_release() {
-    use PartitionState::{Absent, Bound, Draining, Plugged, Requested};
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 4);
-    rig.notify(id, BOUND, BLOCK);
-    rig.notify(id, DRAINING, BLOCK);
-    let time = Duration::from_millis(2);
-    rig.host().hook = Box::new(move || std::thread::sleep(time));
-    assert_eq!(rig.release(id), ACK);
-    let told = |event| match event {
-        MemEvent::PartitionChanged { partition, from } => (partition, from),
-        other @ MemEvent::SharedPlugged { .. } => panic!("{other:?}"),
-    };
-    let told: Vec<_> = rig.events().into_iter().map(told).collect();
-    let steps: Vec<_> = told.iter().map(|(one, from)| (*from, one.state)).collect();
-    let expected = [(Absent, Requested), (Requested, Plugged), (Plugged, Bound), (Bound, Draining)];
-    assert_eq!(steps[..4], expected);
-    assert_eq!(steps[4..], [(Draining, Absent)]);
-    assert!(told[..4].iter().all(|(one, _)| one.last_release.is_none()));
-    let last = &told[4].0;
-    assert!(last.last_release.unwrap() >= time);
-    assert_eq!((last.hints.used_peak, last.peak, last.cookie), (size(1), size(4), Cookie(700)));
-    assert_eq!(last.counters.blocks_unplugged, Blocks::new(4));
-}
-
-#[test]
-fn a_shrink_tells_how_long_it_took() {
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 4);
-    assert_eq!(rig.view(id).unwrap().last_release, None);
-    rig.handle.resize_partition(id, size(3), None).unwrap();
-    let time = Duration::from_millis(1);
-    rig.host().hook = Box::new(move || std::thread::sleep(time));
-    rig.shrink(id, 0, 1);
-    assert!(rig.view(id).unwrap().last_release.unwrap() >= time);
-}
-
-#[test]
-fn prefault_provides_the_memory_when_it_is_plugged() {
-    let mut rig = Rig::channel();
-    let policy = Policy { keep: false, prefault: true };
-    let name = "fn-1".parse().unwrap();
-    let id = rig.handle.add_partition(name, Cookie(0), size(4), policy, None).unwrap().id;
-    rig.part_plug(id).unwrap();
-    rig.taken("fn-2", 4);
-    assert_eq!(rig.host().populated, 1);
-    assert_eq!(rig.view(id).unwrap().policy, policy);
-    rig.assert_agreement();
-}
-
-#[test]
-fn numbers_are_not_used_again_soon() {
-    let mut rig = Rig::channel();
-    let ids: Vec<_> = (0..20)
-        .map(|_| {
-            let id = rig.taken("fn-1", 4);
-            assert_eq!(rig.release(id), ACK);
-            id
-        })
-        .collect();
-    assert!(ids.is_sorted_by(|one, next| one < next));
-}
-
-/// Principle 1: a wish changes nothing that the guest has.
-#[test]
-fn the_host_only_wishes() {
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 4);
-    let calls = rig.host().calls.len();
-    rig.handle.resize_partition(id, size(1), None).unwrap();
-    rig.handle.ask_evacuation(id).unwrap();
-    assert_eq!(rig.handle.remove_partition(id), Ok(Removal::Asked));
-    assert_eq!(rig.host().calls.len(), calls);
-    assert_eq!((rig.state(0, 4), rig.config_blocks(PLUGGED)), (0, 4));
-}
-
-// Resets.
-
-#[test]
-fn a_reset_of_the_device_changes_no_block_and_ends_the_channel() {
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 4);
-    rig.notify(id, BOUND, 0);
-    let calls = rig.host().calls.len();
-    rig.reset();
-    assert!(!rig.handle.channel_is_up());
-    rig.activate_channel();
-    assert!(rig.handle.channel_is_up());
-    assert_eq!(rig.host().calls.len(), calls);
-    let seen = rig.query(0, 0).unwrap();
-    assert_eq!((seen.id, seen.runs), (id, vec![(0, 4)]));
-    assert_eq!((rig.release(id), rig.config(PLUGGED)), (ACK, 0));
-}
-
-/// A kernel that knows nothing of partitions follows one that did.
-#[test]
-fn a_plain_driver_after_the_channel_is_served_as_one() {
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 4);
-    rig.reset();
-    rig.activate();
-    assert_eq!((rig.query(0, 0), rig.release(id)), (Err(ERROR), ERROR));
-    assert_eq!((rig.state(0, 4), rig.unplug(0, 4), rig.plug(0, 3)), (0, ACK, ACK));
-    assert_eq!(rig.view(id).unwrap().plugged, size(3));
-    rig.reset();
-    rig.activate_channel();
-    assert_eq!(rig.part_plug(id).unwrap().runs, [(3, 1)]);
-    rig.assert_agreement();
-}
-
-#[test]
-fn what_a_kernel_before_left_goes_with_unplug_all() {
-    let mut rig = Rig::channel();
-    let (kept, dropped) = (rig.taken("fn-1", 4), rig.taken("fn-2", 4));
-    rig.handle.remove_partition(dropped).unwrap();
-    rig.reset();
-    rig.activate_channel();
-    assert_eq!((rig.unplug_all(), rig.config(PLUGGED)), (ACK, 0));
-    assert_eq!(rig.view(dropped), None);
-    assert_eq!(rig.query(0, PENDING).unwrap().id, kept);
-    assert_eq!(rig.query(kept.0 + 1, 0), Err(NACK));
-}
-
-#[test]
-fn requests_of_the_channel_are_counted() {
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 4);
-    rig.notify(id, USED, 0);
-    rig.shrink(id, 0, 1);
-    rig.query(0, 0).unwrap();
-    rig.release(id);
-    for name in ["part_plug", "part_notify", "part_shrink", "part_query", "part_release"] {
-        assert_eq!(rig.counter(name), 1, "{name}");
-    }
 }

@@ -8,6 +8,7 @@ use super::super::host::Carrier;
 use super::super::record::Record;
 use super::super::reply::Detail;
 use super::super::request::{Named, Request};
+use super::channel_driver::*;
 use super::*;
 
 /// Number of runs of [`Rig::scattered`].

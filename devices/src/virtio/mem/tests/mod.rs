@@ -1,7 +1,11 @@
 //! The device from the driver's side, over a host that only keeps books.
 
 mod channel;
+mod channel_driver;
 mod channel_failures;
+mod channel_hostile;
+mod channel_lives;
+mod channel_model;
 mod failures;
 mod handle;
 mod hostile;
@@ -42,18 +46,6 @@ const PLUG: u16 = 0;
 const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
 const STATE: u16 = 3;
-
-const PART_PLUG: u16 = 0x100;
-const PART_RELEASE: u16 = 0x101;
-const PART_SHRINK: u16 = 0x102;
-const PART_QUERY: u16 = 0x103;
-const PART_NOTIFY: u16 = 0x104;
-
-/// PART_QUERY's flag.
-const PENDING: u16 = 1;
-
-/// Room for the longest answer.
-const RECORD_ROOM: u32 = 4152;
 
 const ACK: u16 = 0;
 const NACK: u16 = 1;
@@ -176,14 +168,6 @@ impl Rig {
         rig
     }
 
-    /// A device without shared memory whose driver has negotiated the partition channel.
-    fn channel() -> Self {
-        let mut rig = Self::new(layout(0), None);
-        rig.reset();
-        rig.activate_channel();
-        rig
-    }
-
     fn new(layout: Layout, node: Option<u16>) -> Self {
         let gate = Arc::new(Gate::closed(BLOCK.trailing_zeros(), BLOCKS as usize));
         // Leaked, because the ring borrows it.
@@ -211,12 +195,6 @@ impl Rig {
     /// The driver starts, with empty rings.
     fn activate(&mut self) {
         self.worker = self.try_activate(F_UNPLUGGED_INACCESSIBLE).unwrap().pop();
-    }
-
-    /// The driver starts, and has partitions.
-    fn activate_channel(&mut self) {
-        let features = F_UNPLUGGED_INACCESSIBLE | F_PARTITION | F_PART_ZEROED;
-        self.worker = self.try_activate(features).unwrap().pop();
     }
 
     fn try_activate(&mut self, features: u64) -> io::Result<Vec<Box<dyn Worker>>> {
@@ -335,78 +313,6 @@ impl Rig {
         self.ask_raw(&request(kind, addr, count)).0
     }
 
-    /// Asks about a partition as a driver does that needs no record.
-    fn part(&mut self, kind: u16, id: PartitionId, flags: u16, event: u16, arg: u64) -> u16 {
-        self.ask_raw(&part_request(kind, id, flags, event, arg)).0
-    }
-
-    fn release(&mut self, id: PartitionId) -> u16 {
-        self.part(PART_RELEASE, id, 0, 0, 0)
-    }
-
-    fn shrink(&mut self, id: PartitionId, first: u64, count: u16) -> u16 {
-        self.part(PART_SHRINK, id, count, 0, BASE + first * BLOCK)
-    }
-
-    fn notify(&mut self, id: PartitionId, event: u16, arg: u64) -> u16 {
-        self.part(PART_NOTIFY, id, 0, event, arg)
-    }
-
-    /// Asks for a record; its bytes when there is one.
-    fn ask_record(&mut self, request: &[u8; 24]) -> Result<Seen, u16> {
-        self.write(REQUEST, request);
-        self.write(REPLY, &[0xee; RECORD_ROOM as usize]);
-        let len = self.send(&[readable(REQUEST, 24), writable(REPLY, RECORD_ROOM)]);
-        let mut reply = vec![0; len as usize];
-        self.memory.read_slice(&mut reply, GuestAddress(REPLY)).unwrap();
-        assert_eq!(reply[1..10], [0; 9], "type, padding and state");
-        match u16::from(reply[0]) {
-            ACK => Ok(Seen::read(&reply)),
-            answer => {
-                assert_eq!(len, 10);
-                Err(answer)
-            }
-        }
-    }
-
-    fn part_plug(&mut self, id: PartitionId) -> Result<Seen, u16> {
-        self.ask_record(&part_request(PART_PLUG, id, 0, 0, 0))
-    }
-
-    fn query(&mut self, from: u32, flags: u16) -> Result<Seen, u16> {
-        self.ask_record(&part_request(PART_QUERY, PartitionId(from), flags, 0, 0))
-    }
-
-    /// Adds a partition.
-    fn add(&self, name: &str, blocks: u64) -> PartitionId {
-        let (name, policy) = (name.parse().unwrap(), Policy::default());
-        self.handle.add_partition(name, Cookie(700), size(blocks), policy, None).unwrap().id
-    }
-
-    /// Adds a partition, and the guest takes it.
-    fn taken(&mut self, name: &str, blocks: u64) -> PartitionId {
-        let id = self.add(name, blocks);
-        self.part_plug(id).unwrap();
-        id
-    }
-
-    /// Eight blocks in four runs, not plugged.
-    fn scattered(&mut self) -> PartitionId {
-        let gaps = [1, 1, 1, BLOCKS - 11].map(|wall| {
-            let gap = self.add(&format!("gap-{}", self.handle.partitions().len()), 2);
-            self.add(&format!("wall-{}", gap.0), wall);
-            gap
-        });
-        for gap in gaps {
-            self.handle.remove_partition(gap).unwrap();
-        }
-        self.add("scattered", 8)
-    }
-
-    fn view(&self, id: PartitionId) -> Option<PartitionView> {
-        self.handle.partitions().into_iter().find(|one| one.id == id)
-    }
-
     fn plug(&mut self, first: u64, count: u16) -> u16 {
         self.ask(PLUG, BASE + first * BLOCK, count)
     }
@@ -458,49 +364,6 @@ impl Rig {
         }
         assert_eq!(self.config_blocks(PLUGGED), self.host().open_blocks());
     }
-}
-
-/// A record as the driver reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Seen {
-    id: PartitionId,
-    flags: u32,
-    cookie: u64,
-    /// In bytes, as it says.
-    size: u64,
-    plugged: u64,
-    /// First block and number of blocks.
-    runs: Vec<(u64, u64)>,
-}
-
-impl Seen {
-    /// The record of an answer, which must be exactly as long as it says.
-    fn read(reply: &[u8]) -> Self {
-        let u32_at = |at: usize| u32::from_le_bytes(reply[at..at + 4].try_into().unwrap());
-        let u64_at = |at: usize| u64::from_le_bytes(reply[at..at + 8].try_into().unwrap());
-        assert_eq!((&reply[10..16], u32_at(52)), (&[0; 6][..], 0), "padding");
-        let runs = u32_at(48) as usize;
-        assert_eq!(reply.len(), 56 + 16 * runs);
-        let run = |at: usize| {
-            let (addr, size) = (u64_at(56 + 16 * at), u64_at(64 + 16 * at));
-            assert_eq!(((addr - BASE) % BLOCK, size % BLOCK), (0, 0));
-            ((addr - BASE) / BLOCK, size / BLOCK)
-        };
-        let [cookie, size, plugged] = [24, 32, 40].map(u64_at);
-        let (id, flags) = (PartitionId(u32_at(16)), u32_at(20));
-        Self { id, flags, cookie, size, plugged, runs: (0..runs).map(run).collect() }
-    }
-}
-
-/// `struct virtio_mem_req` about a partition, with junk for padding.
-fn part_request(kind: u16, id: PartitionId, flags: u16, event: u16, arg: u64) -> [u8; 24] {
-    let mut bytes = [0xa5; 24];
-    bytes[..2].copy_from_slice(&kind.to_le_bytes());
-    bytes[8..12].copy_from_slice(&id.0.to_le_bytes());
-    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-    bytes[14..16].copy_from_slice(&event.to_le_bytes());
-    bytes[16..].copy_from_slice(&arg.to_le_bytes());
-    bytes
 }
 
 /// `struct virtio_mem_req`, with junk for padding.

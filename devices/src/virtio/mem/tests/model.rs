@@ -152,7 +152,7 @@ impl Pair {
 }
 
 /// Nine calls in ten succeed, or half of them.
-fn health(good: bool) -> Box<dyn FnMut(usize) -> bool + Send> {
+pub(super) fn health(good: bool) -> Box<dyn FnMut(usize) -> bool + Send> {
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     Box::new(move |_| {
         random ^= random << 13;
