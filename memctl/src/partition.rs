@@ -111,6 +111,9 @@ pub struct Account {
     /// restore.
     #[serde(skip)]
     pub last_release: Option<Duration>,
+    /// How much that was.
+    #[serde(skip)]
+    pub last_released: Blocks,
 }
 
 impl Account {
@@ -123,7 +126,9 @@ impl Account {
 
     pub(crate) fn unplug(&mut self, count: Blocks, took: Option<Duration>) {
         self.plugged -= count;
-        self.last_release = took.or(self.last_release);
+        if took.is_some() {
+            (self.last_release, self.last_released) = (took, count);
+        }
         self.counters.unplugs = self.counters.unplugs.saturating_add(1);
         self.counters.blocks_unplugged += count;
     }

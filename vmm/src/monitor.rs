@@ -14,6 +14,7 @@
 
 mod instance;
 mod memory;
+mod partitions;
 mod refused;
 
 use std::io;

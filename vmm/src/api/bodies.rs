@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use memctl::{Bytes, Cookie, PartitionName};
+use memctl::{Bytes, Cookie, PartitionName, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::config::body_from_json;
-use super::reply::{ApiError, ErrorKind};
+use super::reply::ApiError;
 use super::request::Request;
 
 /// How long `vm.remove-partition` waits unless told otherwise, in milliseconds.
@@ -36,6 +36,19 @@ struct AddPartition {
     prefault: bool,
     #[serde(default)]
     cookie: u64,
+    #[serde(default)]
+    release: Release,
+}
+
+/// What becomes of a partition that is empty.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Release {
+    /// The guest gives it back by itself.
+    #[default]
+    Auto,
+    /// The guest keeps it until it is removed.
+    Manual,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -43,6 +56,8 @@ struct RemovePartition {
     id: String,
     #[serde(default = "default_timeout")]
     timeout_ms: u64,
+    #[serde(default)]
+    evacuate: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,33 +85,34 @@ pub(super) fn resize(body: &[u8]) -> Result<Request, ApiError> {
     Ok(Request::Resize { desired_ram: Bytes::new(size) })
 }
 
-/// `vm.resize-zone`. No VM has zones.
+/// `vm.resize-zone`.
 pub(super) fn resize_zone(body: &[u8]) -> Result<Request, ApiError> {
-    let ResizeZone { id, desired_ram: _ } = body_from_json("vm.resize-zone", body)?;
-    let problem = format!("there is no memory zone {id:?}; use vm.resize");
-    Err(ApiError::new(ErrorKind::NotFound, problem))
+    let ResizeZone { id, desired_ram } = body_from_json("vm.resize-zone", body)?;
+    Ok(Request::ResizeZone { id, desired_ram: Bytes::new(desired_ram) })
 }
 
 /// `vm.add-partition`.
 pub(super) fn add_partition(body: &[u8]) -> Result<Request, ApiError> {
     let body: AddPartition = body_from_json("vm.add-partition", body)?;
+    let keep = matches!(body.release, Release::Manual);
     Ok(Request::AddPartition {
         id: name(&body.id)?,
         size: Bytes::new(body.size),
-        prefault: body.prefault,
+        policy: Policy { keep, prefault: body.prefault },
         cookie: Cookie(body.cookie),
     })
 }
 
 /// `vm.remove-partition`.
 pub(super) fn remove_partition(body: &[u8]) -> Result<Request, ApiError> {
-    let RemovePartition { id, timeout_ms } = body_from_json("vm.remove-partition", body)?;
+    let body: RemovePartition = body_from_json("vm.remove-partition", body)?;
+    let RemovePartition { id, timeout_ms, evacuate } = body;
     if timeout_ms > MAX_TIMEOUT {
         let problem = format!("{timeout_ms} is out of range; use 0 to {MAX_TIMEOUT}");
         return Err(ApiError::field("timeout_ms", problem));
     }
     let timeout = Duration::from_millis(timeout_ms);
-    Ok(Request::RemovePartition { id: name(&id)?, timeout })
+    Ok(Request::RemovePartition { id: name(&id)?, timeout, evacuate })
 }
 
 /// `vm.resize-partition`.
@@ -112,6 +128,7 @@ fn name(id: &str) -> Result<PartitionName, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::ErrorKind;
 
     type Parse = fn(&[u8]) -> Result<Request, ApiError>;
 
@@ -124,9 +141,15 @@ mod tests {
         id.parse().unwrap()
     }
 
+    fn remove_request(timeout: Duration, evacuate: bool) -> Request {
+        Request::RemovePartition { id: name("fn-7"), timeout, evacuate }
+    }
+
     #[test]
     fn bodies_become_requests() {
-        let cases: [(Parse, &str, Request); 7] = [
+        let zone = Request::ResizeZone { id: "a b".into(), desired_ram: Bytes::gib(1) };
+        let cases: [(Parse, &str, Request); 8] = [
+            (resize_zone, r#"{"id":"a b","desired_ram":1073741824}"#, zone),
             (
                 resize,
                 r#"{"desired_ram":4294967296,"desired_vcpus":null}"#,
@@ -138,34 +161,31 @@ mod tests {
                 Request::AddPartition {
                     id: name("fn-7"),
                     size: Bytes::mib(512),
-                    prefault: false,
+                    policy: Policy::default(),
                     cookie: Cookie(0),
                 },
             ),
             (
                 add_partition,
-                r#"{"id":"a","size":0,"prefault":true,"cookie":18446744073709551615,"x":1}"#,
+                r#"{"id":"a","size":0,"prefault":true,"release":"manual",
+                    "cookie":18446744073709551615,"x":1}"#,
                 Request::AddPartition {
                     id: name("a"),
                     size: Bytes::ZERO,
-                    prefault: true,
+                    policy: Policy { keep: true, prefault: true },
                     cookie: Cookie(u64::MAX),
                 },
             ),
+            (remove_partition, r#"{"id":"fn-7"}"#, remove_request(Duration::from_secs(1), false)),
             (
                 remove_partition,
-                r#"{"id":"fn-7"}"#,
-                Request::RemovePartition { id: name("fn-7"), timeout: Duration::from_secs(1) },
-            ),
-            (
-                remove_partition,
-                r#"{"id":"fn-7","timeout_ms":60000}"#,
-                Request::RemovePartition { id: name("fn-7"), timeout: Duration::from_secs(60) },
+                r#"{"id":"fn-7","timeout_ms":60000,"evacuate":true}"#,
+                remove_request(Duration::from_secs(60), true),
             ),
             (
                 remove_partition,
                 r#"{"id":"fn-7","timeout_ms":0}"#,
-                Request::RemovePartition { id: name("fn-7"), timeout: Duration::ZERO },
+                remove_request(Duration::ZERO, false),
             ),
             (
                 resize_partition,
@@ -181,7 +201,8 @@ mod tests {
     #[test]
     fn what_cannot_be_asked_is_named_by_field() {
         let name = "id: not a name; use 1 to 64 ASCII letters, digits, dots, dashes, underscores";
-        let cases: [(Parse, &str, &str); 11] = [
+        let cases: [(Parse, &str, &str); 13] = [
+            (resize_zone, r#"{"id":"mem0"}"#, "the body: missing field `desired_ram`"),
             (resize, r#"{"desired_vcpus":2}"#, "desired_vcpus: not supported yet; leave it out"),
             (
                 resize,
@@ -200,6 +221,11 @@ mod tests {
                 add_partition,
                 r#"{"id":"a","size":"1G"}"#,
                 "size: invalid type: string \"1G\", expected u64",
+            ),
+            (
+                add_partition,
+                r#"{"id":"a","size":1,"release":"never"}"#,
+                "release: unknown variant `never`, expected `auto` or `manual`",
             ),
             (remove_partition, r#"{"id":""}"#, name),
             (
@@ -221,14 +247,5 @@ mod tests {
         for (parse, body, expected) in cases {
             assert_eq!(problem(parse, body), (ErrorKind::Invalid, expected.to_owned()), "{body}");
         }
-    }
-
-    #[test]
-    fn zones_are_not_found() {
-        let zone = |body| problem(resize_zone, body);
-        let problem = r#"there is no memory zone "mem0"; use vm.resize"#.to_owned();
-        assert_eq!(zone(r#"{"id":"mem0","desired_ram":1}"#), (ErrorKind::NotFound, problem));
-        let missing = "the body: missing field `desired_ram`".to_owned();
-        assert_eq!(zone(r#"{"id":"mem0"}"#), (ErrorKind::Invalid, missing));
     }
 }

@@ -50,10 +50,18 @@ pub struct Cli {
     #[arg(long, value_name = "KEYS", requires = "payload", help = CPUS_HELP)]
     cpus: Option<String>,
     /// size=512M,shared=off,hugepages=off,hugepage_size=,prefault=off,thp=on,mergeable=off,
-    /// reserve=off,hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=,partitions=,
-    /// refused_access=stop
+    /// reserve=off,hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=,
+    /// partitions=SIZE|[size=,max=64,prepare=],overcommit=off,refused_access=stop
     #[arg(long, value_name = "KEYS", requires = "payload")]
     memory: Option<String>,
+    /// id=,size=,shared=off,hugepages=off,hugepage_size=,host_numa_node=,hotplug_size=,
+    /// hotplugged_size=,prefault=off; several values replace the zones of the file
+    #[arg(long, value_name = "KEYS", requires = "payload", num_args = 1..)]
+    memory_zone: Vec<String>,
+    /// guest_numa_id=,cpus=[0-1],distances=[1@20],memory_zones=[..]; several values replace the
+    /// nodes of the file
+    #[arg(long, value_name = "KEYS", requires = "payload", num_args = 1..)]
+    numa: Vec<String>,
     /// path=,readonly=off,direct=off,num_queues=1,queue_size=128,id=,serial=,image_type=raw;
     /// several values replace the disks of the file
     #[arg(long, value_name = "KEYS", requires = "payload", num_args = 1..)]
@@ -169,9 +177,18 @@ impl Cli {
                 object.insert(name.to_owned(), tables::character(option, text)?);
             }
         }
-        if !self.disk.is_empty() {
-            let disks = self.disk.iter().map(|text| tables::DISK.parse(text).map(Value::Object));
-            object.insert("disks".to_owned(), disks.collect::<Result<_, _>>()?);
+        let lists: [(&str, &str, &Table, &[String]); 3] = [
+            ("", "disks", &tables::DISK, &self.disk),
+            ("", "numa", &tables::NUMA, &self.numa),
+            ("memory", "zones", &tables::ZONE, &self.memory_zone),
+        ];
+        for (section, field, table, texts) in lists.into_iter().filter(|list| !list.3.is_empty()) {
+            let items = texts.iter().map(|text| table.parse(text).map(Value::Object));
+            let field = Map::from_iter([(field.to_owned(), items.collect::<Result<_, _>>()?)]);
+            match section {
+                "" => object.extend(field),
+                section => merge(object, section, field),
+            }
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! A mirror of Cloud Hypervisor's `VmConfig`: same names, same defaults, nothing checked beyond
 //! the types. [`crate::machine::spec::Spec`] is what comes out of checking.
 
+mod memory;
 mod parse;
 mod sections;
 
@@ -11,6 +12,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use memory::{
+    DistanceConfig, HotplugMethod, MemoryConfig, NumaConfig, PartitionsConfig, RefusedAccess,
+    ZoneConfig,
+};
 pub use parse::ConfigError;
 pub(super) use parse::{body_from_json, object_from_file};
 pub use sections::Section;
@@ -54,7 +59,7 @@ pub struct VmConfig {
     /// The memory balloon.
     pub balloon: Section,
     /// NUMA nodes.
-    pub numa: Section,
+    pub numa: Vec<NumaConfig>,
     /// Host devices passed through with VFIO.
     pub devices: Section,
     /// Devices of other processes, through vfio-user.
@@ -97,7 +102,7 @@ impl Default for VmConfig {
             pmem: Section::default(),
             vsock: Section::default(),
             balloon: Section::default(),
-            numa: Section::default(),
+            numa: Vec::new(),
             devices: Section::default(),
             user_devices: Section::default(),
             vdpa: Section::default(),
@@ -169,100 +174,6 @@ pub struct AffinityConfig {
     pub vcpu: u32,
     /// Host CPU numbers.
     pub host_cpus: Vec<usize>,
-}
-
-/// How memory is added at run time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum HotplugMethod {
-    /// Whole memory modules, through ACPI.
-    #[default]
-    Acpi,
-    /// Blocks, through virtio-mem.
-    VirtioMem,
-}
-
-/// What becomes of a VM that reaches for memory it does not have; Cloud Hypervisor does not ask.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RefusedAccess {
-    /// It ends with that error.
-    #[default]
-    Stop,
-    /// An event tells of it, and it goes on if it can.
-    Report,
-}
-
-/// RAM; sizes in bytes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct MemoryConfig {
-    /// What the guest boots with.
-    pub size: u64,
-    /// Let the host merge equal pages.
-    pub mergeable: bool,
-    /// How memory is added at run time.
-    pub hotplug_method: HotplugMethod,
-    /// How much can be added at run time.
-    pub hotplug_size: Option<u64>,
-    /// How much of that is there at boot.
-    pub hotplugged_size: Option<u64>,
-    /// Room for partitions, besides all that.
-    pub partitions: Option<PartitionsConfig>,
-    /// What to do about an access to memory that is not plugged.
-    pub refused_access: RefusedAccess,
-    /// Let other processes map it.
-    pub shared: bool,
-    /// Take it from the host's pool of huge pages.
-    pub hugepages: bool,
-    /// Size of those pages.
-    pub hugepage_size: Option<u64>,
-    /// Fill the page tables before the guest starts.
-    pub prefault: bool,
-    /// Count it against the host's overcommit limit.
-    pub reserve: bool,
-    /// Ask for transparent huge pages.
-    pub thp: bool,
-    /// RAM described zone by zone.
-    pub zones: Section,
-}
-
-impl Default for MemoryConfig {
-    fn default() -> Self {
-        Self {
-            size: 512 << 20,
-            mergeable: false,
-            hotplug_method: HotplugMethod::Acpi,
-            hotplug_size: None,
-            hotplugged_size: None,
-            partitions: None,
-            refused_access: RefusedAccess::Stop,
-            shared: false,
-            hugepages: false,
-            hugepage_size: None,
-            prefault: false,
-            reserve: false,
-            thp: true,
-            zones: Section::default(),
-        }
-    }
-}
-
-/// Room for partitions, in bytes; Cloud Hypervisor has none.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PartitionsConfig {
-    /// The most that all partitions together can have.
-    pub size: u64,
-    /// The most partitions at a time.
-    #[serde(default = "PartitionsConfig::default_max")]
-    pub max: u32,
-    /// For how much of it the guest is to have its bookkeeping ready before the first partition.
-    #[serde(default)]
-    pub prepare: u64,
-}
-
-impl PartitionsConfig {
-    const fn default_max() -> u32 {
-        64
-    }
 }
 
 /// What the guest boots.

@@ -29,7 +29,7 @@ pub use descriptor::Endpoint;
 pub use events::EventMonitor;
 pub use launch::Launch;
 pub use pending::{Pending, Promise};
-pub use regions::{ExtentReply, PartitionReply, RegionReply, SharedReply, whole_blocks};
+pub use regions::{ExtentReply, PartitionReply, RegionReply, SharedReply, micros};
 pub use reply::{
     ApiError, Counters, DeviceNode, ErrorKind, InfoReply, PciBarType, PingReply, Reply, Resource,
     VmState,

@@ -39,7 +39,7 @@ impl Pending {
     }
 
     /// Waits for the answer. Called by connection threads.
-    pub(super) fn wait(self, control: &dyn Control) -> Result<Reply, ApiError> {
+    pub(crate) fn wait(self, control: &dyn Control) -> Result<Reply, ApiError> {
         match self.answer.recv_timeout(self.patience) {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Disconnected) => {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use devices::virtio::mem::PartitionView;
 use memctl::partitioner::HostError;
-use memctl::{Account, Blocks, Bytes, Geometry, Partition, PartitionState, Partitioner};
+use memctl::{Account, Bytes, Geometry, Partition, PartitionState, Partitioner};
 use serde::Serialize;
 
 use super::reply::{ApiError, ErrorKind};
@@ -21,6 +22,8 @@ pub struct PartitionReply {
     pub plugged: u64,
     /// What the guest says is in use; `None` until it has said so.
     pub used: Option<u64>,
+    /// The most that the guest said was in use.
+    pub used_peak: u64,
     /// The most that was ever plugged.
     pub peak: u64,
     /// What the guest says its instance keeps in shared memory for lack of room.
@@ -31,8 +34,11 @@ pub struct PartitionReply {
     pub plugs: u64,
     /// Runs of blocks unplugged since it was added.
     pub unplugs: u64,
-    /// Microseconds from the last wish to have memory of it back until the host had it.
+    /// Microseconds that the host took to close and free what was last given back of it.
     pub last_release_us: Option<u64>,
+    /// To `vm.remove-partition`: microseconds from that call until the host had all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub removal_us: Option<u64>,
     /// Where it lies, ascending.
     pub extents: Vec<ExtentReply>,
     /// What the guest shows its userspace.
@@ -49,32 +55,43 @@ pub struct ExtentReply {
 }
 
 impl PartitionReply {
-    /// What there is to say about `partition` of the region at `geometry`. The caller knows how
-    /// long its last release took.
-    pub fn new(partition: &Partition, geometry: &Geometry, last_release: Option<Duration>) -> Self {
-        let bytes = |count| geometry.bytes(count).as_u64();
-        let (account, hints) = (partition.account(), partition.hints());
+    /// What there is to say about `partition` of the region at `geometry`.
+    pub fn new(partition: &Partition, geometry: &Geometry) -> Self {
         let extents = partition.extents().iter().map(|extent| ExtentReply {
             addr: geometry.address_of(extent.first()),
-            size: bytes(extent.count()),
+            size: geometry.bytes(extent.count()).as_u64(),
         });
+        let view = PartitionView::new(geometry, partition);
+        Self { extents: extents.collect(), ..Self::from(&view) }
+    }
+}
+
+/// Without the extents, which a view does not have.
+impl From<&PartitionView> for PartitionReply {
+    fn from(view: &PartitionView) -> Self {
         Self {
-            id: partition.name().to_string(),
-            state: partition.state(),
-            size: bytes(account.requested),
-            plugged: bytes(account.plugged),
-            used: hints.used.map(Bytes::as_u64),
-            peak: bytes(account.peak),
-            spilled: hints.spilled.as_u64(),
-            stuck: hints.stuck.as_u64(),
-            plugs: account.counters.plugs,
-            unplugs: account.counters.unplugs,
-            last_release_us: last_release
-                .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
-            extents: extents.collect(),
-            cookie: partition.cookie().0,
+            id: view.name.to_string(),
+            state: view.state,
+            size: view.requested.as_u64(),
+            plugged: view.plugged.as_u64(),
+            used: view.hints.used.map(Bytes::as_u64),
+            used_peak: view.hints.used_peak.as_u64(),
+            peak: view.peak.as_u64(),
+            spilled: view.hints.spilled.as_u64(),
+            stuck: view.hints.stuck.as_u64(),
+            plugs: view.counters.plugs,
+            unplugs: view.counters.unplugs,
+            last_release_us: view.last_release.map(micros),
+            removal_us: None,
+            extents: Vec::new(),
+            cookie: view.cookie.0,
         }
     }
+}
+
+/// Whole microseconds, as far as they fit.
+pub fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What one virtio-mem device holds; sizes in bytes.
@@ -128,18 +145,6 @@ impl From<&Partitioner> for RegionReply {
     }
 }
 
-/// How many blocks of a region `size` is, which a client gave in `field`.
-///
-/// # Errors
-/// [`ErrorKind::Invalid`] when it is no whole number.
-pub fn whole_blocks(field: &str, size: Bytes, geometry: &Geometry) -> Result<Blocks, ApiError> {
-    geometry.whole_blocks(size).ok_or_else(|| {
-        let block = geometry.block_size();
-        let problem = format!("{} is no multiple of {block}; round it", size.as_u64());
-        ApiError::field(field, problem)
-    })
-}
-
 /// What can never be is the client's mistake; what cannot be now is a conflict.
 impl From<HostError> for ApiError {
     fn from(error: HostError) -> Self {
@@ -158,7 +163,7 @@ impl From<HostError> for ApiError {
 
 #[cfg(test)]
 mod tests {
-    use memctl::{BlockRange, Cookie, Layout, PartitionId};
+    use memctl::{BlockRange, Blocks, Cookie, Layout, PartitionId};
     use serde_json::json;
 
     use super::*;
@@ -183,22 +188,18 @@ mod tests {
     fn partition_has_the_shape_clients_parse() {
         let (partitioner, id) = partitioner();
         let partition = partitioner.partition(id).unwrap();
-        let release = Some(Duration::from_micros(1500));
-        let reply = PartitionReply::new(partition, partitioner.geometry(), release);
-        assert_eq!(
-            serde_json::to_value(&reply).unwrap(),
-            json!({
-                "id": "fn-7", "state": "requested", "size": 8 << 20, "plugged": 6 << 20,
-                "used": null, "peak": 6 << 20, "spilled": 0, "stuck": 0, "plugs": 1, "unplugs": 0,
-                "last_release_us": 1500, "cookie": 9,
-                "extents": [{"addr": ADDR + (256 << 20), "size": 8 << 20}],
-            })
-        );
-        assert_eq!(
-            PartitionReply::new(partition, partitioner.geometry(), Some(Duration::MAX))
-                .last_release_us,
-            Some(u64::MAX)
-        );
+        let reply = PartitionReply::new(partition, partitioner.geometry());
+        let mut expected = json!({
+            "id": "fn-7", "state": "requested", "size": 8 << 20, "plugged": 6 << 20,
+            "used": null, "used_peak": 0, "peak": 6 << 20, "spilled": 0, "stuck": 0, "plugs": 1,
+            "unplugs": 0, "last_release_us": null, "cookie": 9,
+            "extents": [{"addr": ADDR + (256 << 20), "size": 8 << 20}],
+        });
+        assert_eq!(serde_json::to_value(&reply).unwrap(), expected);
+
+        let removed = PartitionReply { removal_us: Some(micros(Duration::MAX)), ..reply };
+        expected["removal_us"] = json!(u64::MAX);
+        assert_eq!(serde_json::to_value(&removed).unwrap(), expected);
     }
 
     #[test]
@@ -213,15 +214,6 @@ mod tests {
                 "shared": {"requested": 4 << 20, "plugged": 0, "peak": 0},
             })
         );
-    }
-
-    #[test]
-    fn sizes_that_are_no_whole_blocks_are_named_by_field() {
-        let (partitioner, _) = partitioner();
-        let blocks = |size| whole_blocks("size", size, partitioner.geometry());
-        assert_eq!(blocks(Bytes::mib(6)), Ok(Blocks::new(3)));
-        let problem = "size: 3145728 is no multiple of 2 MiB; round it";
-        assert_eq!(blocks(Bytes::mib(3)), Err(ApiError::new(ErrorKind::Invalid, problem)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memctl::{Bytes, Cookie, PartitionName};
+use memctl::{Bytes, Cookie, PartitionName, Policy};
 
 use super::config::VmConfig;
 use super::reply::{ApiError, Reply};
@@ -39,6 +39,13 @@ pub enum Request {
         /// RAM the guest booted with and shared memory plugged since, without partitions.
         desired_ram: Bytes,
     },
+    /// `PUT vm.resize-zone`: give one zone another amount of memory.
+    ResizeZone {
+        /// Its identifier.
+        id: String,
+        /// RAM it booted with and memory plugged since.
+        desired_ram: Bytes,
+    },
     /// `GET vm.partitions`: all of them.
     Partitions,
     /// `PUT vm.add-partition`: reserve memory for an instance and offer it to the guest.
@@ -47,8 +54,8 @@ pub enum Request {
         id: PartitionName,
         /// How much; checked neither for whole blocks nor for zero.
         size: Bytes,
-        /// Fill the page tables before the guest gets it.
-        prefault: bool,
+        /// What the host does with it.
+        policy: Policy,
         /// What the guest shows its userspace.
         cookie: Cookie,
     },
@@ -59,6 +66,8 @@ pub enum Request {
         /// How long to wait for the guest, at most a minute. [`Duration::ZERO`] is answered at
         /// once, and never with [`Reply::Pending`].
         timeout: Duration,
+        /// Whether the guest is to move what is in use elsewhere.
+        evacuate: bool,
     },
     /// `PUT vm.resize-partition`: give one another size. Nothing to do when it has it.
     ResizePartition {

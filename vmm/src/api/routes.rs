@@ -128,7 +128,7 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Duration;
 
-    use memctl::{Bytes, Cookie, PartitionName, PartitionState};
+    use memctl::{Bytes, Cookie, PartitionName, PartitionState, Policy};
 
     use super::*;
     use crate::api::{PartitionReply, Pending, PingReply};
@@ -199,12 +199,14 @@ mod tests {
             size: 0,
             plugged: 0,
             used: None,
+            used_peak: 0,
             peak: 4096,
             spilled: 0,
             stuck: 0,
             plugs: 1,
             unplugs: 1,
             last_release_us: Some(250),
+            removal_us: None,
             extents: Vec::new(),
             cookie: 0,
         }
@@ -217,16 +219,21 @@ mod tests {
         let add = Request::AddPartition {
             id: id.clone(),
             size,
-            prefault: false,
+            policy: Policy::default(),
             cookie: Cookie::default(),
         };
         let calls = [
             ("vm.resize", r#"{"desired_ram":2097152}"#, Request::Resize { desired_ram: size }),
+            (
+                "vm.resize-zone",
+                r#"{"id":"a","desired_ram":2097152}"#,
+                Request::ResizeZone { id: "a".into(), desired_ram: size },
+            ),
             ("vm.add-partition", r#"{"id":"fn-7","size":2097152}"#, add),
             (
                 "vm.remove-partition",
                 r#"{"id":"fn-7","timeout_ms":5}"#,
-                Request::RemovePartition { id: id.clone(), timeout },
+                Request::RemovePartition { id: id.clone(), timeout, evacuate: false },
             ),
             (
                 "vm.resize-partition",
@@ -241,10 +248,6 @@ mod tests {
             assert_eq!(answer, (200, json, vec![request.clone()]));
             assert_eq!(ask(Ok(Reply::Done), ("PUT", &path, body)).0, 204);
         }
-        let zone = r#"{"id":"a","desired_ram":1}"#;
-        let (status, json, asked) = ask(Ok(Reply::Done), ("PUT", "/api/v1/vm.resize-zone", zone));
-        assert_eq!((status, asked.len()), (404, 0));
-        assert_eq!(json, r#"["Error from API","there is no memory zone \"a\"; use vm.resize"]"#);
     }
 
     #[test]
@@ -265,8 +268,9 @@ mod tests {
         let id: PartitionName = "fn-7".parse().unwrap();
         let call = ("PUT", "/api/v1/vm.remove-partition", r#"{"id":"fn-7","timeout_ms":5}"#);
         let timeout = Duration::from_millis(5);
-        let first = Request::RemovePartition { id: id.clone(), timeout };
-        let again = Request::RemovePartition { id, timeout: Duration::ZERO };
+        let (evacuate, none) = (false, Duration::ZERO);
+        let first = Request::RemovePartition { id: id.clone(), timeout, evacuate };
+        let again = Request::RemovePartition { id, timeout: none, evacuate };
 
         let (promise, pending) = Pending::new(timeout, again.clone());
         promise.keep(Ok(Reply::Partition(partition().into())));

@@ -17,13 +17,13 @@ use devices::virtio::device::VirtioDevice;
 use devices::virtio::mem::{Mem, Observer};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::VirtioPci;
-use memctl::{Blocks, Bytes, Geometry, Layout};
+use memctl::{Blocks, Geometry, Layout};
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chardev::{CharDevice, CharError};
 use super::refusals::Refusals;
-use super::spec::{self, MemDevice, Role, Spec};
+use super::spec::{self, Node, Role, Spec};
 use super::table::{Attached, Model, SerialEvents, Table};
 use super::{Error, Machine, Signals};
 use crate::arch::x86_64::{acpi, boot, layout, registers};
@@ -72,6 +72,7 @@ pub struct Builder<'a> {
     vm: Arc<Vm>,
     memory: Arc<GuestMemory>,
     ram: Vec<Range<u64>>,
+    rooms: Vec<Range<u64>>,
     physical_bits: u8,
     memory_64: Option<Range<u64>>,
     ports: Bus,
@@ -94,9 +95,8 @@ impl<'a> Builder<'a> {
         for disk in &spec.disks {
             builder.disk(disk)?;
         }
-        for (device, (start, memory)) in spec.mem_devices.iter().zip(hotplug) {
-            let observer = (around.memory_observer)(&device.id);
-            builder.mem_device(device, start, memory, observer)?;
+        for (index, memory) in hotplug.into_iter().enumerate() {
+            builder.mem_device(index, memory, around.memory_observer)?;
         }
         let (vm, _memory) = (Arc::clone(&builder.vm), Arc::clone(&builder.memory));
         let refusals = Arc::clone(&builder.refusals);
@@ -115,12 +115,9 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// The machine's memory and empty buses. Also returns where each memory device has its room, and
-    /// the means to open and close it.
-    fn new(
-        spec: &'a Spec,
-        signals: &'a Signals,
-    ) -> Result<(Self, Vec<(u64, HotplugMemory)>), Error> {
+    /// The machine's memory and empty buses. Also returns, for each memory device, the means to open
+    /// and close its room.
+    fn new(spec: &'a Spec, signals: &'a Signals) -> Result<(Self, Vec<HotplugMemory>), Error> {
         let vm = Vm::new()?;
         let physical_bits = cpuid::physical_bits(vm.supported_cpuid(), spec.cpus.max_phys_bits);
         let ram = layout::ram(spec.ram());
@@ -142,6 +139,7 @@ impl<'a> Builder<'a> {
             vm,
             memory,
             ram,
+            rooms,
             physical_bits,
             memory_64,
             ports: Bus::default(),
@@ -149,7 +147,7 @@ impl<'a> Builder<'a> {
             devices: Table::default(),
             refusals,
         };
-        Ok((this, rooms.iter().map(|room| room.start).zip(hotplug).collect()))
+        Ok((this, hotplug))
     }
 
     /// Sleep, reset and event registers, and the clock.
@@ -205,29 +203,33 @@ impl<'a> Builder<'a> {
         self.attach(&disk.id, Box::new(block), Model::counting(move || counters.list()))
     }
 
-    /// A device through which the guest takes and gives back `memory`, which lies at `start`.
+    /// The memory device `index`, through which the guest takes and gives back `memory`.
     fn mem_device(
         &mut self,
-        device: &MemDevice,
-        start: u64,
+        index: usize,
         memory: HotplugMemory,
-        observer: Observer,
+        observer: &dyn Fn(&str) -> Observer,
     ) -> Result<(), Error> {
-        let error = device_error(&device.id);
-        let geometry = Geometry::new(start, device.block, device.size).map_err(&error)?;
-        let (layout, plugged_at_boot) = match device.role {
-            Role::Zone { plugged_at_boot, .. } => (Layout::shared_only(geometry), plugged_at_boot),
-            Role::Partitions { max, prepare: _ } => {
-                let layout =
-                    Layout { geometry, shared_area: Blocks::ZERO, cap: None, max_partitions: max };
-                (layout, Bytes::ZERO)
+        let device = &self.spec.mem_devices[index];
+        let (id, start) = (&device.id, self.rooms[index].start);
+        let geometry = Geometry::new(start, device.block, device.size).map_err(device_error(id))?;
+        let layout = match device.role {
+            Role::Zone { .. } => Layout::shared_only(geometry),
+            Role::Partitions { max: max_partitions, .. } => {
+                Layout { geometry, shared_area: Blocks::ZERO, cap: None, max_partitions }
             }
         };
-        let mem = Mem::new(layout, None, Box::new(memory), observer);
+        let mem = Mem::new(layout, device.node, Box::new(memory), observer(id));
         let (handle, counters) = (mem.handle(), mem.counters());
-        handle.resize_shared(plugged_at_boot, None).map_err(device_error(&device.id))?;
+        match device.role {
+            Role::Zone { plugged_at_boot, .. } => {
+                handle.resize_shared(plugged_at_boot, None).map(drop)
+            }
+            Role::Partitions { prepare, .. } => handle.prepare(prepare),
+        }
+        .map_err(device_error(id))?;
         let model = Model { memory: Some(handle), ..Model::counting(move || counters.list()) };
-        self.attach(&device.id, Box::new(mem), model)
+        self.attach(id, Box::new(mem), model)
     }
 
     /// Puts a virtio device on the bus and in the table. All devices take this way.
@@ -257,6 +259,7 @@ impl<'a> Builder<'a> {
             apic_ids: (0..cpus).map(|cpu| topology.apic_id(cpu) as u8).collect(),
             pci_memory_64: self.memory_64.clone(),
             serial,
+            numa: numa(self.spec, &self.rooms),
         };
         let rsdp = acpi::write(&platform, &self.memory).map_err(Error::Acpi)?;
         let entry = boot::load(&self.spec.payload, &self.memory, &self.ram, rsdp)?;
@@ -296,6 +299,32 @@ fn plan<'a>(spec: &'a Spec, rooms: &[Range<u64>]) -> Vec<Room<'a>> {
         Room { range: range.clone(), memory, block }
     });
     zones.chain(devices).collect()
+}
+
+/// Which memory and which CPUs belong to which NUMA node, if there are any.
+fn numa(spec: &Spec, rooms: &[Range<u64>]) -> Option<acpi::Numa> {
+    let nodes = &spec.nodes;
+    let node_of =
+        |has: &dyn Fn(&Node) -> bool| nodes.iter().find(|node| has(node)).map(|node| node.number);
+    let pieces = layout::zones(spec.zones.iter().map(|zone| zone.size)).into_iter();
+    let ram = pieces.filter_map(|(zone, range)| {
+        let node = node_of(&|node| node.zones.contains(&zone))?;
+        Some(acpi::Affinity { range, node, hotplug: false })
+    });
+    let devices = spec.mem_devices.iter().zip(rooms);
+    let rooms = devices.filter_map(|(device, range)| {
+        let (range, node) = (range.clone(), device.node?);
+        Some(acpi::Affinity { range, node, hotplug: true })
+    });
+    let cpus = (0..spec.cpus.boot).filter_map(|cpu| node_of(&|node| node.cpus.contains(&cpu)));
+    let distances = nodes
+        .iter()
+        .flat_map(|from| from.distances.iter().map(|&(to, distance)| (from.number, to, distance)));
+    (!nodes.is_empty()).then(|| acpi::Numa {
+        cpus: cpus.collect(),
+        memory: ram.chain(rooms).collect(),
+        distances: distances.collect(),
+    })
 }
 
 fn event() -> Result<EventFd, Error> {

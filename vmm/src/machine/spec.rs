@@ -8,6 +8,7 @@ mod check;
 mod devices;
 mod hotplug;
 mod memory;
+mod numa;
 mod unsupported;
 
 use std::path::PathBuf;
@@ -34,6 +35,11 @@ pub struct Spec {
     pub mem_devices: Vec<MemDevice>,
     /// What becomes of the VM when it reaches for closed memory.
     pub refused_access: RefusedAccess,
+    /// NUMA nodes, each number once. Empty where the guest knows of none; else each zone and each
+    /// vCPU is in one.
+    pub nodes: Vec<Node>,
+    /// Whether the guest may be promised more than the host has.
+    pub overcommit: bool,
     /// What the guest boots.
     pub payload: Payload,
     /// The 16550 at COM1; [`CharMode::Null`] unless asked otherwise.
@@ -130,6 +136,21 @@ pub struct Memory {
     pub mergeable: bool,
     /// Count the memory against the host's overcommit limit (no `MAP_NORESERVE`).
     pub reserve: bool,
+    /// The host's NUMA node that it is taken from, where one is asked for; it exists.
+    pub host_node: Option<u16>,
+}
+
+/// A NUMA node of the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its number, below 64: its proximity domain in ACPI's words.
+    pub number: u16,
+    /// Its vCPUs, by index.
+    pub cpus: Vec<u8>,
+    /// Its RAM: indices of [`Spec::zones`].
+    pub zones: Vec<usize>,
+    /// How far it is to nodes whose distance is not the usual 20: their numbers, and 11 to 255.
+    pub distances: Vec<(u16, u8)>,
 }
 
 /// A virtio-mem device and its room. All rooms together fit the guest's physical addresses behind
@@ -145,6 +166,8 @@ pub struct MemDevice {
     pub block: Bytes,
     /// What is plugged is made of this.
     pub memory: Memory,
+    /// The NUMA node that its memory belongs to, where there are any.
+    pub node: Option<u16>,
     /// Whose memory it is.
     pub role: Role,
 }
@@ -175,6 +198,13 @@ pub enum RefusedAccess {
     Stop,
     /// It goes on if it can.
     Report,
+}
+
+impl Role {
+    /// Whether it is to make zone number `zone` grow.
+    pub fn is_of_zone(&self, zone: usize) -> bool {
+        matches!(self, Self::Zone { zone: its, .. } if *its == zone)
+    }
 }
 
 /// Where guest pages come from.

@@ -92,22 +92,31 @@ impl HotplugMemory {
         }
         Ok(runs)
     }
-}
 
-/// # Errors
-/// Both calls also fail when more than 16,384 runs would be open, with the same promise.
-impl HostBlocks for HotplugMemory {
-    fn open(&mut self, range: Range<u64>) -> io::Result<()> {
+    /// Opens closed memory as `memory` says.
+    fn open_as(&mut self, range: Range<u64>, memory: &Memory) -> io::Result<()> {
         let runs = self.runs_after(&range, true)?;
         let bytes = bytes(&range);
-        self.mapping.open(&bytes, &self.memory, self.file.as_deref())?;
-        if let Err(error) = self.mapping.apply(&bytes, &self.memory) {
+        self.mapping.open(&bytes, memory, self.file.as_deref())?;
+        if let Err(error) = self.mapping.apply(&bytes, memory) {
             self.free(&bytes)?;
             return Err(Error::other(error));
         }
         self.gate.set_bytes(&range, true);
         self.runs = runs;
         Ok(())
+    }
+}
+
+/// # Errors
+/// All calls also fail when more than 16,384 runs would be open, with the same promise.
+impl HostBlocks for HotplugMemory {
+    fn open(&mut self, range: Range<u64>) -> io::Result<()> {
+        self.open_as(range, &self.memory.clone())
+    }
+
+    fn open_populated(&mut self, range: Range<u64>) -> io::Result<()> {
+        self.open_as(range, &Memory { prefault: true, ..self.memory.clone() })
     }
 
     fn release(&mut self, range: Range<u64>) -> io::Result<()> {

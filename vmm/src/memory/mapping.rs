@@ -20,6 +20,9 @@ use crate::machine::spec::{Backing, Memory};
 /// tables can map huge pages.
 const ALIGNMENT: usize = 2 << 20;
 
+/// As many NUMA nodes as Linux can be built for: 1024.
+const NODE_WORDS: usize = 16;
+
 /// A range of host memory, aligned to 2 MiB, unmapped when dropped.
 pub(super) struct Mapping {
     address: *mut libc::c_void,
@@ -136,6 +139,34 @@ impl Mapping {
         }
     }
 
+    /// Has the pages of `range` come from the host's NUMA node `node` only.
+    fn bind(&self, range: &Range<usize>, node: u16) -> io::Result<()> {
+        if range.start > range.end || range.end > self.size {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let mut nodes = [0u64; NODE_WORDS];
+        let word = nodes.get_mut(usize::from(node) / 64).ok_or(ErrorKind::InvalidInput)?;
+        *word = 1 << (node % 64);
+        // SAFETY: the kernel reads `nodes`, which outlives the call and has as many bits as it is
+        // told (it takes one off), and changes nothing but where pages of the range, which lies
+        // inside this mapping, will come from.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.address.wrapping_byte_add(range.start),
+                range.end - range.start,
+                libc::MPOL_BIND,
+                nodes.as_ptr(),
+                nodes.len() * 64 + 1,
+                0,
+            )
+        };
+        match result {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Asks for what `memory` says beyond the mapping itself.
     pub(super) fn apply(&self, range: &Range<usize>, memory: &Memory) -> Result<(), Error> {
         let advise = |what, advice| {
@@ -147,6 +178,10 @@ impl Mapping {
             let advice = if memory.thp { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
             // A host built without transparent huge pages runs on small ones.
             let _ = self.advise(range, advice);
+        }
+        if let Some(node) = memory.host_node {
+            let what = "host_numa_node";
+            self.bind(range, node).map_err(|source| Error::Advise { what, source })?;
         }
         if memory.mergeable {
             advise("mergeable=on", libc::MADV_MERGEABLE)?;

@@ -5,6 +5,7 @@
 //! every device, queue and KVM slot that can name it.
 
 pub mod disk;
+mod host;
 mod hotplug;
 mod mapping;
 
@@ -17,6 +18,7 @@ use devices::readers::Readers;
 use memctl::Bytes;
 
 use crate::machine::spec::Memory;
+pub use host::HostMemory;
 pub use hotplug::HotplugMemory;
 use mapping::Backed;
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use devices::virtio::mem::MemHandle;
 use log::info;
 use memctl::Bytes;
 use vmm_sys_util::epoll::Epoll;
 
+use super::partitions::{self, Partitions, Removal, Waiting, Wish};
 use super::{Error, memory, refused};
 use crate::api::config::{CharConfig, VmConfig};
 use crate::api::{
@@ -14,7 +16,7 @@ use crate::api::{
     Request, VmState,
 };
 use crate::machine::chardev::CharDevice;
-use crate::machine::spec::Spec;
+use crate::machine::spec::{PARTITIONS_ID, Spec};
 use crate::machine::{self, Attached, Builder, Characters, Machine, Signals, Surroundings};
 
 /// A VM from `vm.create` to `vm.delete`. Owned by the monitor.
@@ -26,6 +28,8 @@ pub(super) struct Instance {
     serial: Arc<Epoll>,
     events: EventMonitor,
     machine: Option<Machine>,
+    /// Who waits for its guest.
+    waiting: Arc<Waiting>,
 }
 
 impl Instance {
@@ -40,7 +44,8 @@ impl Instance {
         let characters = Characters::open(&spec)?;
         show_pty(&characters.serial, &mut config.serial);
         show_pty(&characters.console, &mut config.console);
-        Ok(Self { config, spec, characters, signals, serial, events, machine: None })
+        let (machine, waiting) = (None, Arc::default());
+        Ok(Self { config, spec, characters, signals, serial, events, machine, waiting })
     }
 
     /// Carries out a request to an existing VM: the transitions drawn in [`super`].
@@ -48,13 +53,14 @@ impl Instance {
         match (&mut self.machine, request) {
             (_, Request::Info) => return Ok(Reply::Info(Box::new(self.info()))),
             (_, Request::Resize { desired_ram }) => self.resize(desired_ram)?,
-            (machine, Request::Partitions) => return Ok(memory::partitions(machine.as_ref())),
+            (_, Request::ResizeZone { id, desired_ram }) => self.resize_zone(&id, desired_ram)?,
+            (_, Request::Partitions) => return Ok(partitions::list(self.partition_memory())),
             (
-                _,
-                Request::AddPartition { .. }
+                Some(_),
+                request @ (Request::AddPartition { .. }
                 | Request::RemovePartition { .. }
-                | Request::ResizePartition { .. },
-            ) => return Err(memory::no_channel(&self.spec)),
+                | Request::ResizePartition { .. }),
+            ) => return self.partition(request),
             (Some(machine), Request::Counters) => return Ok(Reply::Counters(counters(machine))),
             (None, Request::Boot) => self.boot().map_err(internal)?,
             (Some(machine), Request::Pause) if !machine.is_paused() => {
@@ -76,14 +82,23 @@ impl Instance {
 
     /// Builds the machine and lets it run.
     pub(super) fn boot(&mut self) -> Result<(), machine::Error> {
+        self.boot_with(Vec::new())
+    }
+
+    fn boot_with(&mut self, wishes: Vec<Wish>) -> Result<(), machine::Error> {
         self.events.event("vm", "booting", &[]);
         let around = Surroundings {
             signals: &self.signals,
             characters: &self.characters,
             serial: &self.serial,
-            memory_observer: &|id| memory::observer(id, self.events.clone()),
+            memory_observer: &|id| {
+                memory::observer(id, self.events.clone(), Arc::clone(&self.waiting))
+            },
         };
         let mut machine = Builder::build(&self.spec, around)?;
+        if let Some(memory) = machine.memory(PARTITIONS_ID) {
+            partitions::renew(memory, wishes);
+        }
         machine.resume()?;
         self.machine = Some(machine);
         self.events.event("vm", "booted", &[]);
@@ -92,24 +107,73 @@ impl Instance {
 
     /// Wants the guest to have `desired` of memory, partitions not counted.
     fn resize(&mut self, desired: Bytes) -> Result<(), ApiError> {
+        if !self.config.memory.zones.is_empty() {
+            let text = "the VM has memory zones; use vm.resize-zone for one of them";
+            return Err(ApiError::new(ErrorKind::Invalid, text));
+        }
         let plugged = memory::resize(&mut self.spec, self.machine.as_ref(), 0, desired)?;
         self.config.memory.hotplugged_size = Some(plugged.as_u64());
         Ok(())
     }
 
+    /// Wants one of the VM's zones to have `desired` of memory.
+    fn resize_zone(&mut self, id: &str, desired: Bytes) -> Result<(), ApiError> {
+        let zones = &mut self.config.memory.zones;
+        let index = zones.iter().position(|zone| zone.id == id).ok_or_else(|| {
+            let use_instead = if zones.is_empty() { "; use vm.resize" } else { "" };
+            let text = format!("there is no memory zone {id:?}{use_instead}");
+            ApiError::new(ErrorKind::NotFound, text)
+        })?;
+        let plugged = memory::resize(&mut self.spec, self.machine.as_ref(), index, desired)?;
+        zones[index].hotplugged_size = Some(plugged.as_u64());
+        Ok(())
+    }
+
+    fn partition_memory(&self) -> Option<&MemHandle> {
+        self.machine()?.memory(PARTITIONS_ID)
+    }
+
+    /// Carries out a request about one partition.
+    fn partition(&self, request: Request) -> Result<Reply, ApiError> {
+        let memory = self.machine().zip(self.partition_memory());
+        let Some((machine, memory)) = memory else {
+            let text = "the VM has no room for partitions; create it with memory.partitions";
+            return Err(ApiError::new(ErrorKind::WrongState, text));
+        };
+        let partitions = Partitions { memory, waiting: &self.waiting };
+        let host_free = || memory::host_free(&self.spec, machine, PARTITIONS_ID);
+        match request {
+            Request::AddPartition { id, size, policy, cookie } => {
+                partitions.add(Wish { name: id, cookie, size, policy }, host_free())
+            }
+            Request::ResizePartition { id, size } => partitions.resize(&id, size, host_free()),
+            Request::RemovePartition { id, timeout, evacuate } => {
+                partitions.remove(Removal { name: id, timeout, evacuate })
+            }
+            request => Err(self.not_now(&request)),
+        }
+    }
+
     /// Ends the machine at once and keeps the configuration.
     fn shutdown(&mut self) {
-        self.machine = None;
+        self.end();
         info!("the VM was shut down");
         self.events.event("vm", "shutdown", &[]);
     }
 
-    /// Replaces the machine by a fresh one.
+    /// Drops the machine, and tells who waits for its guest that it is gone.
+    fn end(&mut self) {
+        self.machine = None;
+        self.waiting = Arc::default();
+    }
+
+    /// Replaces the machine by a fresh one, whose guest is asked for the same partitions.
     pub(super) fn reboot(&mut self) -> Result<(), machine::Error> {
         self.events.event("vm", "rebooting", &[]);
+        let wishes = self.partition_memory().map(partitions::wishes).unwrap_or_default();
         // The old machine's memory is given back before the new one's is taken.
-        self.machine = None;
-        self.boot()?;
+        self.end();
+        self.boot_with(wishes)?;
         self.events.event("vm", "rebooted", &[]);
         Ok(())
     }

@@ -1,19 +1,22 @@
 //! Memory that comes and goes, between the API's words and the virtio-mem device's.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use devices::virtio::mem::{MemError, MemEvent, Observer};
-use memctl::{Bytes, Partitioner};
+use memctl::{Bytes, HostError};
 
-use crate::api::{ApiError, ErrorKind, EventMonitor, PartitionReply, Reply};
+use super::partitions::{self, Waiting};
+use crate::api::{ApiError, ErrorKind, EventMonitor};
 use crate::machine::Machine;
-use crate::machine::spec::{PARTITIONS_ID, Role, Spec};
+use crate::machine::spec::{Role, Spec};
+use crate::memory::HostMemory;
 
 /// Wants a zone to have `desired` of memory, partitions not counted: at once where the machine
 /// runs, else from the next boot on. A reboot keeps the size. Returns what is to be plugged.
 ///
 /// # Errors
-/// The zone has no room for it, or it is no whole number of blocks.
+/// The zone or the host has no room for it, or it is no whole number of blocks.
 pub(super) fn resize(
     spec: &mut Spec,
     machine: Option<&Machine>,
@@ -21,20 +24,39 @@ pub(super) fn resize(
     desired: Bytes,
 ) -> Result<Bytes, ApiError> {
     let boot = spec.zones[zone].size;
-    let device = spec.mem_devices.iter_mut().find_map(|device| match &mut device.role {
-        Role::Zone { zone: its, plugged_at_boot } if *its == zone => {
-            Some((&device.id, device.size, device.block, plugged_at_boot))
-        }
-        Role::Zone { .. } | Role::Partitions { .. } => None,
-    });
-    let room = device.as_ref().map(|(_, size, block, _)| (*size, *block));
+    let device = spec.mem_devices.iter().position(|device| device.role.is_of_zone(zone));
+    let room = device.map(|index| (spec.mem_devices[index].size, spec.mem_devices[index].block));
     let plugged = plugged_size(desired, boot, room)?;
-    let Some((id, _, _, plugged_at_boot)) = device else { return Ok(plugged) };
-    if let Some(memory) = machine.and_then(|machine| machine.memory(id)) {
-        memory.resize_shared(plugged, None).map_err(refused)?;
+    let Some(index) = device else { return Ok(plugged) };
+    let id = &spec.mem_devices[index].id;
+    if let Some((machine, memory)) = machine.and_then(|it| Some((it, it.memory(id)?))) {
+        let host_free = host_free(spec, machine, id);
+        memory.resize_shared(plugged, host_free).map_err(refused("desired_ram"))?;
     }
-    *plugged_at_boot = plugged;
+    if let Role::Zone { plugged_at_boot, .. } = &mut spec.mem_devices[index].role {
+        *plugged_at_boot = plugged;
+    }
     Ok(plugged)
+}
+
+/// What the host can still promise through the memory device `id`: what is free, without what the
+/// other devices have promised and their guest has not taken yet. `None` to promise anything.
+pub(super) fn host_free(spec: &Spec, machine: &Machine, id: &str) -> Option<Bytes> {
+    let device = spec.mem_devices.iter().find(|device| device.id == id)?;
+    // Memory that is filled as it is plugged fails there, with nothing changed.
+    if spec.overcommit || device.memory.prefault {
+        return None;
+    }
+    let free = HostMemory::default().free(device.memory.backing)?;
+    let others = spec.mem_devices.iter().filter(|other| {
+        other.id != id && other.memory.backing.page() == device.memory.backing.page()
+    });
+    let promised = others.filter_map(|other| {
+        let sizes = machine.memory(&other.id)?.sizes();
+        sizes.requested.checked_sub(sizes.plugged)
+    });
+    let promised = Bytes::new(promised.map(Bytes::as_u64).sum());
+    Some(free.checked_sub(promised).unwrap_or(Bytes::ZERO))
 }
 
 /// What is to be plugged so that there is `desired` of memory, beside `boot` RAM. `room` is the
@@ -60,38 +82,27 @@ fn plugged_size(
     Ok(plugged)
 }
 
-/// Why the device did not take a wish.
-pub(super) fn refused(error: MemError) -> ApiError {
-    match error {
-        MemError::NotWholeBlocks { .. } => ApiError::from_error(ErrorKind::Invalid, &error),
-        MemError::Refused(error) => error.into(),
+/// Why the device did not take a wish, which the client gave in `field`.
+pub(super) fn refused(field: &'static str) -> impl Fn(MemError) -> ApiError {
+    move |error| match error {
+        MemError::NotWholeBlocks { .. } => ApiError::field(field, error),
+        MemError::Refused(error) => {
+            let full = matches!(error, HostError::HostFull { .. });
+            let mut known = ApiError::from(error);
+            if full {
+                let advice = "make room on the host, or create the VM with memory.overcommit";
+                known.chain.push(advice.to_owned());
+            }
+            match known.kind {
+                ErrorKind::Invalid => ApiError::field(field, known),
+                ErrorKind::NotFound | ErrorKind::WrongState | ErrorKind::Internal => known,
+            }
+        }
     }
 }
 
-/// All partitions; none where the VM does not run or has no room for any.
-pub(super) fn partitions(machine: Option<&Machine>) -> Reply {
-    let list = |partitioner: &Partitioner| {
-        let geometry = partitioner.geometry();
-        partitioner.partitions().map(|one| PartitionReply::new(one, geometry, None)).collect()
-    };
-    let memory = machine.and_then(|machine| machine.memory(PARTITIONS_ID));
-    Reply::Partitions(memory.map_or_else(Vec::new, |memory| memory.look(list)))
-}
-
-/// Partitions need a guest that keeps an instance's pages together, and says so through the
-/// channel. No guest can yet.
-pub(super) fn no_channel(spec: &Spec) -> ApiError {
-    if spec.mem_devices.iter().all(|device| device.id != PARTITIONS_ID) {
-        let text = "memory.partitions: the VM has no room for partitions; create it with some";
-        return ApiError::new(ErrorKind::WrongState, text);
-    }
-    let text = "the guest's kernel lacks the partition channel: a stock kernel mixes the pages of \
-                all instances, so nothing of a partition could be given back; use vm.resize";
-    ApiError::new(ErrorKind::WrongState, text)
-}
-
-/// Passes on what the memory device `id` tells, to whoever listens.
-pub(super) fn observer(id: &str, events: EventMonitor) -> Observer {
+/// Passes on what the memory device `id` tells, to whoever listens and to who waits.
+pub(super) fn observer(id: &str, events: EventMonitor, waiting: Arc<Waiting>) -> Observer {
     let id = id.to_owned();
     Box::new(move |event| match event {
         MemEvent::SharedPlugged { requested, plugged } => {
@@ -102,12 +113,7 @@ pub(super) fn observer(id: &str, events: EventMonitor) -> Observer {
             events.event("memory", name, &properties);
         }
         MemEvent::PartitionChanged { partition, from } => {
-            let state = format!("{:?}", partition.state);
-            let (from, plugged) = (format!("{from:?}"), partition.plugged.as_u64());
-            let id = partition.name;
-            let properties: [(&str, &dyn Display); 4] =
-                [("id", &id), ("state", &state), ("from", &from), ("plugged", &plugged)];
-            events.event("partition", "changed", &properties);
+            partitions::changed(&partition, from, &waiting, &events);
         }
     })
 }

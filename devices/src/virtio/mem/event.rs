@@ -57,13 +57,15 @@ pub struct PartitionView {
     /// How long the host took to free what was last given back of it, in the request that did so;
     /// `None` until there was one. In the event of its end, how long its release took.
     pub last_release: Option<Duration>,
+    /// How much was last given back of it.
+    pub last_released: Bytes,
     /// How its memory came and went.
     pub counters: Counters,
 }
 
 impl PartitionView {
     /// `partition` of the region `geometry`. Allocates nothing.
-    pub(super) fn new(geometry: &Geometry, partition: &Partition) -> Self {
+    pub fn new(geometry: &Geometry, partition: &Partition) -> Self {
         let account = partition.account();
         Self {
             id: partition.id(),
@@ -77,6 +79,7 @@ impl PartitionView {
             evacuate: partition.evacuate(),
             hints: *partition.hints(),
             last_release: account.last_release,
+            last_released: geometry.bytes(account.last_released),
             counters: account.counters,
         }
     }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::keys::{Key, OptionError, Read, Table, items};
 
-/// The most host CPUs one range can name, so that a range cannot take all memory.
+/// The most CPUs one range can name, so that a range cannot take all memory.
 const MAX_RANGE: u64 = 1024;
 
 const fn key(name: &'static str, field: &'static str, read: Read) -> Key {
@@ -48,6 +48,35 @@ pub(super) const MEMORY: Table = Table {
         same("hotplugged_size", size),
         same("partitions", partitions),
         same("refused_access", refused_access),
+        same("overcommit", switch),
+    ],
+};
+
+/// `--memory-zone`.
+pub(super) const ZONE: Table = Table {
+    option: "--memory-zone",
+    keys: &[
+        same("id", text),
+        same("size", size),
+        same("file", text),
+        same("shared", switch),
+        same("hugepages", switch),
+        same("hugepage_size", size),
+        same("host_numa_node", number),
+        same("hotplug_size", size),
+        same("hotplugged_size", size),
+        same("prefault", switch),
+    ],
+};
+
+/// `--numa`.
+pub(super) const NUMA: Table = Table {
+    option: "--numa",
+    keys: &[
+        same("guest_numa_id", number),
+        same("cpus", numbers),
+        same("distances", distances),
+        same("memory_zones", texts),
     ],
 };
 
@@ -201,13 +230,29 @@ fn affinity(text: &str) -> Result<Value, String> {
     items(text)?.into_iter().map(entry).collect()
 }
 
+/// `[NODE@DISTANCE,...]`.
+fn distances(text: &str) -> Result<Value, String> {
+    let entry = |item: &str| {
+        let (node, distance) = item
+            .split_once('@')
+            .ok_or_else(|| format!("{item:?} is not of the form NODE@DISTANCE"))?;
+        Ok(json!({ "destination": integer(node)?, "distance": integer(distance)? }))
+    };
+    items(text)?.into_iter().map(entry).collect()
+}
+
+/// `[NUMBER,FIRST-LAST,...]`.
+fn numbers(text: &str) -> Result<Value, String> {
+    cpu_list(text).map(Value::from)
+}
+
 fn cpu_list(text: &str) -> Result<Vec<u64>, String> {
     let mut cpus = Vec::new();
     for item in items(text)? {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
         let (first, last) = (integer(first)?, integer(last)?);
         if last < first || last - first >= MAX_RANGE {
-            return Err(format!("{item:?} is not a range of host CPUs"));
+            return Err(format!("{item:?} is not a range of CPUs"));
         }
         cpus.extend(first..=last);
     }

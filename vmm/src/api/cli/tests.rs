@@ -125,6 +125,37 @@ fn partitions_have_keys_of_their_own() {
 }
 
 #[test]
+fn zones_and_nodes_are_lists() {
+    let one = "id=a,size=1G,shared=on,hugepages=on,hugepage_size=2M,host_numa_node=1,\
+               hotplug_size=4G,hotplugged_size=1G,prefault=on";
+    let node = "guest_numa_id=1,cpus=[0-2,5],distances=[0@15,2@25],memory_zones=[a,b]";
+    let config = config(&[
+        "--memory",
+        "size=0,hotplug_method=virtio-mem",
+        "--memory-zone",
+        one,
+        "id=b,size=2G",
+        "--numa",
+        node,
+        "guest_numa_id=2,memory_zones=c",
+    ]);
+    let zone = json!({"id": "a", "size": 1u64 << 30, "file": null, "shared": true, "hugepages": true,
+        "hugepage_size": 2 << 20, "host_numa_node": 1, "hotplug_size": 4u64 << 30,
+        "hotplugged_size": 1 << 30, "prefault": true});
+    assert_eq!((&config["memory"]["size"], &config["memory"]["zones"][0]), (&json!(0), &zone));
+    assert_eq!(config["memory"]["zones"][1]["id"], "b");
+    let distances = json!([{"destination": 0, "distance": 15}, {"destination": 2, "distance": 25}]);
+    let node = &config["numa"][0];
+    assert_eq!((&node["guest_numa_id"], &node["distances"]), (&json!(1), &distances));
+    assert_eq!((&node["cpus"], &node["memory_zones"]), (&json!([0, 1, 2, 5]), &json!(["a", "b"])));
+    assert_eq!(config["numa"][1]["memory_zones"], json!(["c"]));
+    assert_eq!(
+        value_problem("--numa", "distances=[1]"),
+        r#"--numa: distances: "1" is not of the form NODE@DISTANCE"#
+    );
+}
+
+#[test]
 fn disks_are_several_values_or_the_option_again() {
     let a = "path=/a,readonly=on,direct=on,num_queues=2,queue_size=256,id=root,serial=s1";
     let lines: [&[&str]; 2] =
@@ -223,7 +254,7 @@ fn values_that_cannot_be_read_are_explained() {
         (
             "--cpus",
             "affinity=[0@[0-18446744073709551615]]",
-            r#"--cpus: affinity: "0-18446744073709551615" is not a range of host CPUs"#,
+            r#"--cpus: affinity: "0-18446744073709551615" is not a range of CPUs"#,
         ),
         (
             "--memory",

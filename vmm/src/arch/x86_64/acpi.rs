@@ -2,6 +2,7 @@
 //! reset, events through a generic event device, no legacy controllers for the guest to look for.
 
 mod dsdt;
+mod numa;
 
 use std::ops::Range;
 
@@ -18,6 +19,7 @@ use devices::guest_memory::GuestMemory;
 use devices::platform::power;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 
+pub use self::numa::{Affinity, Numa};
 use super::layout;
 
 const OEM: [u8; 6] = *b"TESERA";
@@ -32,6 +34,8 @@ pub struct Platform {
     pub pci_memory_64: Option<Range<u64>>,
     /// Whether COM1 exists.
     pub serial: bool,
+    /// What belongs to which NUMA node, where there are any.
+    pub numa: Option<Numa>,
 }
 
 /// Writes the tables to [`layout::ACPI`] and returns the address of their root pointer.
@@ -43,11 +47,15 @@ pub fn write(platform: &Platform, memory: &GuestMemory) -> Result<u64, GuestMemo
     let rsdp = layout::ACPI.start;
     let mut writer = Writer { memory, next: rsdp + 64 };
     let dsdt = writer.put(&dsdt::bytes(platform))?;
-    let tables = [
+    let mut tables = vec![
         writer.put(&bytes(&fadt(dsdt)))?,
         writer.put(&bytes(&madt(platform)))?,
         writer.put(&bytes(&mcfg()))?,
     ];
+    if let Some(numa) = &platform.numa {
+        tables.push(writer.put(&bytes(&numa.srat(&platform.apic_ids)))?);
+        tables.push(writer.put(&bytes(&numa.slit()))?);
+    }
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, REVISION);
     tables.into_iter().for_each(|table| xsdt.add_entry(table));
     let xsdt = writer.put(&bytes(&xsdt))?;
@@ -65,7 +73,7 @@ impl Writer<'_> {
     fn put(&mut self, table: &[u8]) -> Result<u64, GuestMemoryError> {
         let address = self.next;
         self.next = (address + table.len() as u64).next_multiple_of(16);
-        assert!(self.next <= layout::ACPI.end, "255 CPUs' tables take under 8 KiB");
+        assert!(self.next <= layout::ACPI.end, "255 CPUs and 64 nodes take under 32 KiB");
         self.memory.write_slice(table, GuestAddress(address))?;
         Ok(address)
     }
@@ -134,7 +142,23 @@ mod tests {
 
     fn platform(cpus: u8) -> Platform {
         let pci_memory_64 = Some(0x1_0000_0000..0x10_0000_0000);
-        Platform { apic_ids: (0..cpus).collect(), pci_memory_64, serial: true }
+        Platform { apic_ids: (0..cpus).collect(), pci_memory_64, serial: true, numa: None }
+    }
+
+    /// A platform of the most nodes, each with a vCPU and memory that comes and goes.
+    fn nodes(cpus: u8) -> Platform {
+        let start = |node: u16| (4 + u64::from(node)) << 30;
+        let memory = (0..64).map(|node| Affinity {
+            range: start(node)..start(node) + (1 << 30),
+            node,
+            hotplug: node % 2 == 1,
+        });
+        let numa = Numa {
+            cpus: (0..cpus).map(|cpu| u16::from(cpu % 64)).collect(),
+            memory: memory.collect(),
+            distances: vec![(0, 1, 15), (1, 0, 25)],
+        };
+        Platform { numa: Some(numa), ..platform(cpus) }
     }
 
     fn u64_at(memory: &GuestMemory, address: u64) -> u64 {
@@ -165,17 +189,39 @@ mod tests {
 
     #[test]
     fn a_guest_finds_every_table_with_a_good_checksum() {
-        let tables = tables(&platform(2));
-        let names: Vec<_> = tables.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["FACP", "APIC", "MCFG", "DSDT"]);
+        let names = |tables: &[(String, Vec<u8>)]| {
+            tables.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&tables(&platform(2))), ["FACP", "APIC", "MCFG", "DSDT"]);
+        let tables = tables(&nodes(2));
+        assert_eq!(names(&tables), ["FACP", "APIC", "MCFG", "SRAT", "SLIT", "DSDT"]);
         for (name, bytes) in &tables {
             assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "{name}");
         }
     }
 
     #[test]
+    fn nodes_have_their_processors_memory_and_distances() {
+        let tables = tables(&nodes(2));
+        let table = |name: &str| &tables.iter().find(|(its, _)| its == name).unwrap().1;
+        let srat = table("SRAT");
+        assert_eq!(srat.len(), 48 + 2 * 16 + 64 * 40);
+        // The second processor: type, length, domain, APIC id, enabled.
+        assert_eq!(srat[64..72], [0, 16, 1, 1, 1, 0, 0, 0]);
+        let second = &srat[48 + 32 + 40..][..40];
+        assert_eq!(second[..6], [1, 40, 1, 0, 0, 0]);
+        assert_eq!(second[8..16], (5u64 << 30).to_le_bytes());
+        assert_eq!(second[16..24], (1u64 << 30).to_le_bytes());
+        assert_eq!(second[28], 3, "enabled and hot-pluggable");
+        let slit = table("SLIT");
+        assert_eq!(slit[36..44], 64u64.to_le_bytes());
+        assert_eq!(slit[44..47], [10, 15, 20]);
+        assert_eq!(slit[44 + 64..][..3], [25, 10, 20]);
+    }
+
+    #[test]
     fn the_largest_machine_fits_and_the_smallest_memory_is_an_error() {
-        let madt = tables(&platform(254)).swap_remove(1).1;
+        let madt = tables(&nodes(254)).swap_remove(1).1;
         assert_eq!(madt.len(), 44 + 254 * 8 + 12);
         write(&platform(1), &memory(0xe0000)).unwrap_err();
     }
@@ -191,7 +237,7 @@ mod tests {
     #[test]
     fn the_reference_compiler_takes_every_table_apart_and_back_together() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, bytes) in tables(&platform(4)) {
+        for (name, bytes) in tables(&nodes(4)) {
             let file = format!("{name}.dat");
             fs::write(folder.path().join(&file), bytes).unwrap();
             iasl(folder.path(), &["-d", &file]);

@@ -13,7 +13,7 @@ use memctl::Bytes;
 
 use super::{
     Affinity, Cpus, InvalidConfig, Payload, Platform, RefusedAccess, Rng, Spec, Topology, devices,
-    hotplug, memory, unsupported,
+    hotplug, memory, numa, unsupported,
 };
 use crate::api::config::{
     self, AffinityConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig,
@@ -35,16 +35,17 @@ impl TryFrom<&VmConfig> for Spec {
         let mut problems = Problems::default();
         unsupported::check(config, &mut problems);
         let cpus = cpus(&config.cpus, &mut problems);
-        let zones = memory::zones(&config.memory, cpus.max_phys_bits, &mut problems);
+        let described = memory::described(&config.memory, &mut problems);
+        let zones = memory::zones(&config.memory, &described, cpus.max_phys_bits, &mut problems);
+        let nodes = numa::nodes(&config.numa, &zones, cpus.max, &mut problems);
+        let mem_devices = hotplug::devices(&config.memory, &described, &zones, &mut problems);
+        hotplug::fits(&mem_devices, &zones, cpus.max_phys_bits, &mut problems);
         let spec = Self {
-            mem_devices: hotplug::devices(
-                &config.memory,
-                &zones,
-                cpus.max_phys_bits,
-                &mut problems,
-            ),
+            mem_devices: hotplug::placed(mem_devices, &nodes),
             refused_access: refused_access(&config.memory),
             zones,
+            nodes,
+            overcommit: config.memory.overcommit,
             payload: payload(&config.payload, &mut problems),
             serial: devices::serial(&config.serial, &mut problems),
             console: devices::console(&config.console, &config.serial, &mut problems),

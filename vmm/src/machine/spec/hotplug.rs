@@ -3,50 +3,61 @@
 use memctl::{Bytes, Geometry};
 
 use super::check::Problems;
-use super::{MemDevice, PARTITIONS_ID, Role, Zone};
+use super::memory::{self, Described};
+use super::{MemDevice, Node, PARTITIONS_ID, Role, Zone};
 use crate::api::config::{HotplugMethod, MemoryConfig, PartitionsConfig};
 use crate::arch::x86_64::layout;
 
+/// Identifier of the device that makes the only zone grow; for one of several, a prefix.
+const ONLY_ID: &str = "__mem";
 /// More would make placing a partition slow.
 const MAX_PARTITIONS: u64 = 4096;
 
-/// The memory devices behind the RAM of `zones`: one for each zone that can grow, then the
-/// partitions'.
+/// The memory devices behind RAM: one for each zone that can grow, then the partitions'.
 pub(super) fn devices(
     config: &MemoryConfig,
+    described: &[Described],
     zones: &[Zone],
-    max_phys_bits: u8,
     problems: &mut Problems,
 ) -> Vec<MemDevice> {
-    let mut devices = Vec::new();
-    devices.extend(zone(config, &zones[0], problems));
-    if let Some(config) = config.partitions.as_ref().filter(|config| config.size != 0) {
-        devices.push(partitions(config, &zones[0], problems));
-    }
-    fits(&devices, zones, max_phys_bits, problems);
-    devices
-}
-
-/// The device that makes a zone grow.
-fn zone(config: &MemoryConfig, zone: &Zone, problems: &mut Problems) -> Option<MemDevice> {
-    let block = block(zone);
-    let mut size = |field: &str, size: Option<u64>| {
-        problems.multiple(format_args!("memory.{field}"), size.unwrap_or_default(), block)
-    };
-    let most = size("hotplug_size", config.hotplug_size);
-    let plugged_at_boot = size("hotplugged_size", config.hotplugged_size);
-    if plugged_at_boot > most {
-        let problem = format!("{plugged_at_boot} is over memory.hotplug_size, {most}; lower it");
-        problems.add("memory.hotplugged_size", problem);
-    }
-    if most != Bytes::ZERO && config.hotplug_method == HotplugMethod::Acpi {
+    let grow = described.iter().zip(zones).enumerate();
+    let grow = grow.filter_map(|(index, (described, its))| zone(described, its, index, problems));
+    let mut devices: Vec<_> = grow.collect();
+    if !devices.is_empty() && config.hotplug_method == HotplugMethod::Acpi {
         let problem = "Acpi, the default, cannot add memory here; use VirtioMem (virtio-mem on the \
                        command line)";
         problems.add("memory.hotplug_method", problem);
     }
-    let role = Role::Zone { zone: 0, plugged_at_boot };
-    let device =
-        MemDevice { id: "__mem".into(), size: most, block, memory: zone.memory.clone(), role };
+    if let Some(config) = config.partitions.as_ref().filter(|config| config.size != 0) {
+        devices.push(partitions(config, &zones[0], problems));
+    }
+    devices
+}
+
+/// The device that makes zone number `index` grow.
+fn zone(
+    described: &Described,
+    zone: &Zone,
+    index: usize,
+    problems: &mut Problems,
+) -> Option<MemDevice> {
+    let Described { path, config } = described;
+    let block = block(zone);
+    let mut size = |field: &str, size: Option<u64>| {
+        problems.multiple(format_args!("{path}.{field}"), size.unwrap_or_default(), block)
+    };
+    let most = size("hotplug_size", config.hotplug_size);
+    let plugged_at_boot = size("hotplugged_size", config.hotplugged_size);
+    if plugged_at_boot > most {
+        let problem = format!("{plugged_at_boot} is over {path}.hotplug_size, {most}; lower it");
+        problems.add(format_args!("{path}.hotplugged_size"), problem);
+    }
+    let id = match described.is_named() {
+        true => format!("{ONLY_ID}_{}", zone.id),
+        false => ONLY_ID.to_owned(),
+    };
+    let (memory, role) = (zone.memory.clone(), Role::Zone { zone: index, plugged_at_boot });
+    let device = MemDevice { id, size: most, block, memory, node: None, role };
     (most != Bytes::ZERO).then_some(device)
 }
 
@@ -61,7 +72,21 @@ fn partitions(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -
     }
     let max = problems.range("memory.partitions.max", u64::from(config.max), 1..=MAX_PARTITIONS);
     let role = Role::Partitions { max, prepare };
-    MemDevice { id: PARTITIONS_ID.into(), size, block, memory: zone.memory.clone(), role }
+    let (id, memory) = (PARTITIONS_ID.to_owned(), zone.memory.clone());
+    MemDevice { id, size, block, memory, node: None, role }
+}
+
+/// The devices, each in the node of its memory: a zone's, or the first.
+pub(super) fn placed(mut devices: Vec<MemDevice>, nodes: &[Node]) -> Vec<MemDevice> {
+    for device in &mut devices {
+        let zone = match device.role {
+            Role::Zone { zone, .. } => zone,
+            Role::Partitions { .. } => 0,
+        };
+        let node = nodes.iter().find(|node| node.zones.contains(&zone));
+        device.node = node.map(|node| node.number);
+    }
+    devices
 }
 
 fn block(zone: &Zone) -> Bytes {
@@ -69,13 +94,17 @@ fn block(zone: &Zone) -> Bytes {
 }
 
 /// Whether the rooms of `devices` fit behind RAM.
-fn fits(devices: &[MemDevice], zones: &[Zone], max_phys_bits: u8, problems: &mut Problems) {
+pub(super) fn fits(
+    devices: &[MemDevice],
+    zones: &[Zone],
+    max_phys_bits: u8,
+    problems: &mut Problems,
+) {
     // RAM that is too large by itself is a problem named already.
-    if zones[0].size.as_u64() >> max_phys_bits != 0 || devices.is_empty() {
-        return;
-    }
+    let ram = memory::total(zones).filter(|total| total.as_u64() >> max_phys_bits == 0);
+    let Some(ram) = ram.filter(|_| !devices.is_empty()) else { return };
     let sizes = devices.iter().map(|device| device.size);
-    if layout::hotplug(&layout::ram(zones[0].size), sizes, max_phys_bits).is_none() {
+    if layout::hotplug(&layout::ram(ram), sizes, max_phys_bits).is_none() {
         let problem = format!(
             "size, hotplug_size and partitions.size together are over the {max_phys_bits} bits of \
              cpus.max_phys_bits; lower one"
@@ -85,9 +114,8 @@ fn fits(devices: &[MemDevice], zones: &[Zone], max_phys_bits: u8, problems: &mut
     let most = Geometry::MAX_BLOCKS;
     for MemDevice { id, size, block, .. } in devices {
         if size.as_u64() / block.as_u64() > most.as_u64() {
-            let field = if id == PARTITIONS_ID { "partitions.size" } else { "hotplug_size" };
-            let problem = format!("{size} is over {most} of {block}; lower it");
-            problems.add(format_args!("memory.{field}"), problem);
+            let problem = format!("{size} for {id} is over {most} of {block}; lower it");
+            problems.add("memory", problem);
         }
     }
 }

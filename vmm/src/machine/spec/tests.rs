@@ -50,6 +50,7 @@ fn plain() -> Memory {
         thp: true,
         mergeable: false,
         reserve: false,
+        host_node: None,
     }
 }
 
@@ -61,7 +62,9 @@ fn kernel_alone_is_enough() {
         cpus: Cpus { boot: 1, max: 1, topology: None, affinity: Vec::new(), max_phys_bits: 46 },
         zones: vec![Zone { id: "mem0".into(), size: Bytes::mib(512), memory: plain() }],
         mem_devices: Vec::new(),
+        nodes: Vec::new(),
         refused_access: RefusedAccess::Stop,
+        overcommit: false,
         payload: Payload {
             kernel: files.path("kernel").into(),
             initramfs: None,
@@ -215,7 +218,7 @@ fn each_way_to_grow_has_a_device_of_its_own() {
                      "hotplugged_size": GIB, "partitions": partitions});
     let device = |id: &str, size, role| {
         let (block, memory) = (Bytes::mib(2), plain());
-        MemDevice { id: id.to_owned(), size, block, memory, role }
+        MemDevice { id: id.to_owned(), size, block, memory, node: None, role }
     };
     let zone = Role::Zone { zone: 0, plugged_at_boot: Bytes::gib(1) };
     let role = Role::Partitions { max: 7, prepare: Bytes::gib(1) };
@@ -322,7 +325,147 @@ fn number_of_blocks_is_bounded() {
     assert_eq!(spec(partitions(most)).unwrap().mem_devices[0].size, Bytes::new(most));
     assert_refused(
         partitions(most + GIB),
-        "memory.partitions.size: 32769 GiB is over 16777216 blocks of 2 MiB; lower it",
+        "memory: 32769 GiB for __partitions is over 16777216 blocks of 2 MiB; lower it",
+    );
+}
+
+/// Two zones, the second of which can grow.
+fn zones() -> Value {
+    json!({"size": 0, "thp": false, "hotplug_method": "VirtioMem", "zones": [
+        {"id": "a", "size": GIB, "shared": true},
+        {"id": "b.1", "size": 2 * GIB, "prefault": true, "host_numa_node": null,
+         "hotplug_size": 4 * GIB, "hotplugged_size": GIB},
+    ]})
+}
+
+#[test]
+fn zones_have_their_own_memory_and_devices() {
+    let spec = spec(json!({ "memory": zones() })).unwrap();
+    let shared = Memory { backing: Backing::Shared, thp: false, ..plain() };
+    let filled = Memory { prefault: true, thp: false, ..plain() };
+    let zone = |id: &str, size, memory: &Memory| Zone {
+        id: id.to_owned(),
+        size: Bytes::gib(size),
+        memory: memory.clone(),
+    };
+    assert_eq!(spec.zones, [zone("a", 1, &shared), zone("b.1", 2, &filled)]);
+    assert_eq!(spec.ram(), Bytes::gib(3));
+    let device = MemDevice {
+        id: "__mem_b.1".to_owned(),
+        size: Bytes::gib(4),
+        block: Bytes::mib(2),
+        memory: filled,
+        node: None,
+        role: Role::Zone { zone: 1, plugged_at_boot: Bytes::gib(1) },
+    };
+    assert_eq!(spec.mem_devices, [device]);
+}
+
+#[test]
+fn zones_that_cannot_be_are_refused() {
+    let refused = |change: &dyn Fn(&mut Value), problem: &str| {
+        let mut memory = zones();
+        change(&mut memory);
+        assert_refused(json!({ "memory": memory }), problem);
+    };
+    let size = "memory.size: memory.zones say how much there is; set it to 0";
+    refused(&|memory| memory["size"] = json!(GIB), size);
+    let shared = "memory.shared: say it for each of memory.zones instead";
+    refused(&|memory| memory["shared"] = json!(true), shared);
+    let taken = "memory.zones[1].id: a is taken; each id is used once";
+    refused(&|memory| memory["zones"][1]["id"] = json!("a"), taken);
+    refused(
+        &|memory| memory["zones"][0]["id"] = json!("a/b"),
+        "memory.zones[0].id: not a name; use 1 to 64 ASCII letters, digits, dots, dashes, \
+         underscores",
+    );
+    refused(
+        &|memory| memory["zones"][0]["size"] = json!(3 << 20),
+        "memory.zones[0].size: 3145728 is no multiple of 2 MiB; round it",
+    );
+    refused(
+        &|memory| memory["zones"][0]["size"] = json!(1u64 << 46),
+        "memory.zones: the sum of all sizes is over the 46 bits of cpus.max_phys_bits",
+    );
+    refused(
+        &|memory| memory["zones"][0]["size"] = json!(u64::MAX - (2 << 20) + 1),
+        "memory.zones: the sum of all sizes is over the 46 bits of cpus.max_phys_bits",
+    );
+    refused(
+        &|memory| memory["zones"][0]["host_numa_node"] = json!(70_000),
+        "memory.zones[0].host_numa_node: this host has no NUMA node 70000; see \
+         /sys/devices/system/node",
+    );
+    let file = "memory.zones[0].file: not supported yet; leave it out";
+    refused(&|memory| memory["zones"][0]["file"] = json!("/f"), file);
+    refused(
+        &|memory| memory["zones"][1]["hotplugged_size"] = json!(5 * GIB),
+        "memory.zones[1].hotplugged_size: 5 GiB is over memory.zones[1].hotplug_size, 4 GiB; lower \
+         it",
+    );
+}
+
+#[test]
+fn number_of_zones_is_bounded() {
+    let zone = |index| json!({"id": format!("z{index}"), "size": 2 << 20});
+    let zones =
+        |count| json!({"memory": {"size": 0, "zones": (0..count).map(zone).collect::<Vec<_>>()}});
+    assert_eq!(spec(zones(16)).unwrap().zones.len(), 16);
+    assert_refused(zones(17), "memory.zones: 17 zones; use at most 16");
+}
+
+#[test]
+fn nodes_take_what_they_name_and_the_first_the_rest() {
+    let numa = json!([
+        {"guest_numa_id": 3, "cpus": [0], "distances": [{"destination": 1, "distance": 15}]},
+        {"guest_numa_id": 1, "cpus": [2], "memory_zones": ["b.1"]},
+    ]);
+    let cpus = json!({"boot_vcpus": 3});
+    let spec = spec(json!({"cpus": cpus, "memory": zones(), "numa": numa})).unwrap();
+    let first = Node { number: 3, cpus: vec![0, 1], zones: vec![0], distances: vec![(1, 15)] };
+    let second = Node { number: 1, cpus: vec![2], zones: vec![1], distances: vec![] };
+    assert_eq!(spec.nodes, [first, second]);
+    assert_eq!(spec.mem_devices[0].node, Some(1));
+}
+
+#[test]
+fn nodes_that_cannot_be_are_refused() {
+    let refused = |numa: Value, problem: &str| {
+        let cpus = json!({"boot_vcpus": 2});
+        assert_refused(json!({"cpus": cpus, "memory": zones(), "numa": numa}), problem);
+    };
+    let node = |number: u32| json!({ "guest_numa_id": number });
+    let one = |field: &str, value: Value| {
+        let mut node = node(0);
+        node[field] = value;
+        node
+    };
+    refused(json!([node(64)]), "numa[0].guest_numa_id: 64 is out of range; use 0 to 63");
+    refused(
+        json!([node(1), node(1)]),
+        "numa[1].guest_numa_id: 1 is taken; each number is used once",
+    );
+    refused(json!([one("cpus", json!([2]))]), "numa[0].cpus: there is no vCPU 2; use 0 to 1");
+    refused(
+        json!([one("cpus", json!([1, 1]))]),
+        "numa[0].cpus: vCPU 1 is in a node already; name it once",
+    );
+    refused(
+        json!([one("memory_zones", json!(["c"]))]),
+        r#"numa[0].memory_zones: there is no memory zone "c""#,
+    );
+    refused(
+        json!([one("memory_zones", json!(["a", "a"]))]),
+        "numa[0].memory_zones: zone a is in a node already; name it once",
+    );
+    let distance = |to: u32, distance: u8| json!([{"destination": to, "distance": distance}]);
+    refused(
+        json!([one("distances", distance(1, 20))]),
+        "numa[0].distances[0].destination: there is no other node 1",
+    );
+    refused(
+        json!([one("distances", distance(1, 10)), node(1)]),
+        "numa[0].distances[0].distance: 10 is out of range; use 11 to 255",
     );
 }
 
@@ -440,7 +583,7 @@ fn what_does_not_exist_is_refused_when_asked_for() {
         ("fs", json!({"fs": [{"tag": "t", "socket": "/s"}]})),
         ("vsock", json!({"vsock": {"cid": 3, "socket": "/s"}})),
         ("balloon", json!({"balloon": {"size": 0}})),
-        ("memory.zones", json!({"memory": {"zones": [{"id": "a", "size": 1}]}})),
+        ("numa[0].device_id", json!({"numa": [{"guest_numa_id": 0, "device_id": "a"}]})),
         ("cpus.nested", json!({"cpus": {"nested": false}})),
         ("cpus.features", json!({"cpus": {"features": {"amx": true}}})),
         ("landlock_enable", json!({"landlock_enable": true})),

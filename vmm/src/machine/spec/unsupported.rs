@@ -11,6 +11,16 @@ pub(super) fn check(config: &VmConfig, problems: &mut Problems) {
     for (index, disk) in config.disks.iter().enumerate() {
         self::disk(index, disk, problems);
     }
+    for (index, zone) in config.memory.zones.iter().enumerate() {
+        problems.unsupported(&format!("memory.zones[{index}]."), &[("file", zone.file.is_some())]);
+    }
+    for (index, node) in config.numa.iter().enumerate() {
+        let requests = [
+            ("pci_segments", !node.pci_segments.is_empty()),
+            ("device_id", node.device_id.is_some()),
+        ];
+        problems.unsupported(&format!("numa[{index}]."), &requests);
+    }
     for (name, device) in [("serial", &config.serial), ("console", &config.console)] {
         character(name, device, problems);
     }
@@ -22,7 +32,6 @@ fn machine_wide(config: &VmConfig, problems: &mut Problems) {
         ("cpus.nested", !config.cpus.nested),
         ("cpus.features", !config.cpus.features.is_empty()),
         ("cpus.kvm_hyperv", config.cpus.kvm_hyperv),
-        ("memory.zones", !config.memory.zones.is_empty()),
         ("payload.firmware", config.payload.firmware.is_some()),
         ("payload.igvm", config.payload.igvm.is_some()),
         ("rng.iommu", config.rng.iommu),
@@ -37,7 +46,6 @@ fn machine_wide(config: &VmConfig, problems: &mut Problems) {
         ("pmem", !config.pmem.is_empty()),
         ("vsock", !config.vsock.is_empty()),
         ("balloon", !config.balloon.is_empty()),
-        ("numa", !config.numa.is_empty()),
         ("devices", !config.devices.is_empty()),
         ("user_devices", !config.user_devices.is_empty()),
         ("vdpa", !config.vdpa.is_empty()),

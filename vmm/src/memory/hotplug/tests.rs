@@ -11,7 +11,14 @@ const BLOCK: u64 = 2 << 20;
 const START: u64 = 4 << 30;
 
 fn ram(backing: Backing, blocks: u64) -> (Arc<GuestMemory>, HotplugMemory) {
-    let memory = Memory { backing, prefault: false, thp: true, mergeable: false, reserve: false };
+    let memory = Memory {
+        backing,
+        prefault: false,
+        thp: true,
+        mergeable: false,
+        reserve: false,
+        host_node: None,
+    };
     let boot = Room { range: 0..BLOCK, memory: &memory, block: None };
     let range = START..START + blocks * BLOCK;
     let room = Room { range, memory: &memory, block: Some(Bytes::new(BLOCK)) };
@@ -27,9 +34,9 @@ fn at(block: u64) -> GuestAddress {
     GuestAddress(START + block * BLOCK)
 }
 
-/// Resident bytes of this process behind the mapping, as the kernel counts them.
-fn resident(hotplug: &HotplugMemory) -> u64 {
-    let needle = format!("{:x}-", hotplug.mapping.host_address());
+/// Resident bytes of this process in the area that begins with `block`, as the kernel counts them.
+fn resident(hotplug: &HotplugMemory, block: u64) -> u64 {
+    let needle = format!("{:x}-", hotplug.mapping.host_address() as u64 + block * BLOCK);
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let entry = maps.split_once(&needle).unwrap().1;
     let line = entry.lines().find(|line| line.starts_with("Rss:")).unwrap();
@@ -67,9 +74,23 @@ fn released_private_memory_is_gone_from_the_process() {
     let (memory, mut hotplug) = ram(Backing::Anonymous, 8);
     hotplug.open(blocks(0..8)).unwrap();
     memory.write_slice(&vec![1; 8 * BLOCK as usize], at(0)).unwrap();
-    assert_eq!(resident(&hotplug), 8 * BLOCK);
+    assert_eq!(resident(&hotplug, 0), 8 * BLOCK);
     hotplug.release(blocks(0..8)).unwrap();
-    assert_eq!(resident(&hotplug), 0);
+    assert_eq!(resident(&hotplug, 0), 0);
+}
+
+#[test]
+fn memory_opened_populated_is_there_before_it_is_touched() {
+    for backing in [Backing::Anonymous, Backing::Shared] {
+        let (_memory, mut hotplug) = ram(backing, 8);
+        hotplug.open(blocks(0..2)).unwrap();
+        hotplug.open_populated(blocks(4..7)).unwrap();
+        assert_eq!(resident(&hotplug, 0), 0);
+        assert_eq!(resident(&hotplug, 4), 3 * BLOCK);
+        hotplug.release(blocks(4..7)).unwrap();
+        hotplug.open(blocks(4..7)).unwrap();
+        assert_eq!(resident(&hotplug, 4), 0, "only once");
+    }
 }
 
 #[test]

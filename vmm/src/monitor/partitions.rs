@@ -1,0 +1,391 @@
+//! Partitions, between the API's words and their memory device's.
+//!
+//! The books are the device's. What is kept here is who waits for a removal: the guest carries it
+//! out when it can, on the device's thread, and the answer goes out from there.
+
+use std::fmt::Display;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use devices::virtio::mem::{MemHandle, PartitionView};
+use log::error;
+use memctl::{
+    Bytes, Cookie, PartitionId, PartitionName, PartitionState, Partitioner, Policy, Resize,
+};
+
+use super::memory::refused;
+use crate::api::{
+    ApiError, ErrorKind, EventMonitor, PartitionReply, Pending, Promise, Reply, Request, micros,
+};
+
+/// What a client wants of a new partition.
+pub(super) struct Wish {
+    pub(super) name: PartitionName,
+    pub(super) cookie: Cookie,
+    pub(super) size: Bytes,
+    pub(super) policy: Policy,
+}
+
+/// What a client wants when it removes a partition.
+pub(super) struct Removal {
+    pub(super) name: PartitionName,
+    pub(super) timeout: Duration,
+    pub(super) evacuate: bool,
+}
+
+/// The partitions of one machine. Dropped with it, which tells who waits that the VM is gone.
+pub(super) struct Partitions<'a> {
+    pub(super) memory: &'a MemHandle,
+    pub(super) waiting: &'a Waiting,
+}
+
+impl Partitions<'_> {
+    /// Asks the guest to take a new one. `host_free` is what the host can still give.
+    ///
+    /// # Errors
+    /// The guest has no channel, or there is no room.
+    pub(super) fn add(&self, wish: Wish, host_free: Option<Bytes>) -> Result<Reply, ApiError> {
+        if !self.memory.channel_is_up() {
+            let text = "the guest's kernel does not speak the partition channel, or has not got \
+                        that far: boot one with Tessera's patches (guest-kernel-patches/), or use \
+                        vm.resize, which any guest follows";
+            return Err(ApiError::new(ErrorKind::WrongState, text));
+        }
+        let Wish { name, cookie, size, policy } = wish;
+        let added = self.memory.add_partition(name, cookie, size, policy, host_free);
+        Ok(self.shown(&added.map_err(refused("size"))?))
+    }
+
+    /// Wants one to have another size. Nothing to say when it has it.
+    ///
+    /// # Errors
+    /// There is none of that name, or no room.
+    pub(super) fn resize(
+        &self,
+        name: &PartitionName,
+        size: Bytes,
+        host_free: Option<Bytes>,
+    ) -> Result<Reply, ApiError> {
+        let partition = self.find(name)?;
+        let resized = self.memory.resize_partition(partition.id, size, host_free);
+        match resized.map_err(refused("size"))? {
+            Resize::Unchanged => Ok(Reply::Done),
+            Resize::Changed => Ok(self.shown(&partition)),
+        }
+    }
+
+    /// Wants one back: answers later when the client waits, and at once what has come of it so far
+    /// when it does not.
+    ///
+    /// # Errors
+    /// There is none of that name; or it is still there and nobody waits.
+    pub(super) fn remove(&self, removal: Removal) -> Result<Reply, ApiError> {
+        let partition = self.find(&removal.name)?;
+        // First the promise, then the wish: the guest may be quick.
+        let pending = self.waiting.add(partition.id, removal.timeout, &removal);
+        if removal.evacuate {
+            self.memory.ask_evacuation(partition.id).map_err(refused("id"))?;
+        }
+        self.memory.remove_partition(partition.id).map_err(refused("id"))?;
+        if let Some(pending) = pending {
+            return Ok(Reply::Pending(pending));
+        }
+        match self.memory.find_partition(removal.name.as_str()) {
+            Some(left) if left.id == partition.id => Err(still_there(&left)),
+            _ => {
+                let gone = PartitionState::Absent;
+                let reply = PartitionReply { state: gone, size: 0, ..(&partition).into() };
+                Ok(Reply::Partition(reply.into()))
+            }
+        }
+    }
+
+    fn find(&self, name: &PartitionName) -> Result<PartitionView, ApiError> {
+        self.memory.find_partition(name.as_str()).ok_or_else(|| {
+            ApiError::new(ErrorKind::NotFound, format!("there is no partition {name}"))
+        })
+    }
+
+    /// A partition as it is now, or as it was when it is gone by now.
+    fn shown(&self, view: &PartitionView) -> Reply {
+        let now = self.memory.look(|books| {
+            let partition = books.partition(view.id)?;
+            Some(PartitionReply::new(partition, books.geometry()))
+        });
+        Reply::Partition(now.unwrap_or_else(|| view.into()).into())
+    }
+}
+
+/// All partitions, in the order in which they were added; none where there is no room for any.
+pub(super) fn list(memory: Option<&MemHandle>) -> Reply {
+    let list = |books: &Partitioner| {
+        let geometry = books.geometry();
+        books.partitions().map(|one| PartitionReply::new(one, geometry)).collect()
+    };
+    Reply::Partitions(memory.map_or_else(Vec::new, |memory| memory.look(list)))
+}
+
+/// The partitions that are wanted, for a fresh machine: those that are to go have gone.
+pub(super) fn wishes(memory: &MemHandle) -> Vec<Wish> {
+    let wanted = memory.partitions().into_iter().filter(|one| one.requested != Bytes::ZERO);
+    let wish = |PartitionView { name, cookie, requested, policy, .. }: PartitionView| Wish {
+        name,
+        cookie,
+        size: requested,
+        policy,
+    };
+    wanted.map(wish).collect()
+}
+
+/// Asks the guest of a fresh machine for what its last one was asked for. The host's memory was
+/// promised already.
+pub(super) fn renew(memory: &MemHandle, wishes: Vec<Wish>) {
+    for Wish { name, cookie, size, policy } in wishes {
+        if let Err(problem) = memory.add_partition(name.clone(), cookie, size, policy, None) {
+            error!("partition {name} does not come back: {problem}");
+        }
+    }
+}
+
+/// Tells of a partition's new state, and answers who waited for its end. On the device's thread.
+pub(super) fn changed(
+    partition: &PartitionView,
+    from: PartitionState,
+    waiting: &Waiting,
+    events: &EventMonitor,
+) {
+    let plugged = partition.plugged.as_u64();
+    let mut properties: Vec<(&str, &dyn Display)> = vec![
+        ("id", &partition.name),
+        ("state", &partition.state),
+        ("from", &from),
+        ("plugged", &plugged),
+    ];
+    let release = partition.last_release.map(micros);
+    let bytes = partition.last_released.as_u64();
+    let gone = partition.state == PartitionState::Absent;
+    let name = match release.as_ref().filter(|_| gone) {
+        Some(us) => {
+            properties.extend([("released", &bytes as &dyn Display), ("release_us", us)]);
+            "released"
+        }
+        None => "changed",
+    };
+    events.event("partition", name, &properties);
+    if gone {
+        waiting.answer(partition);
+    }
+}
+
+fn still_there(partition: &PartitionView) -> ApiError {
+    let PartitionView { name, state, plugged, hints, .. } = partition;
+    let used = match hints.used {
+        Some(used) => format!("{used} of its {plugged} are in use"),
+        None => format!("how much of its {plugged} is in use the guest has not said"),
+    };
+    let text = format!("partition {name} is {state}: {used}; it goes when the guest gives it back");
+    ApiError::new(ErrorKind::WrongState, text)
+}
+
+/// Who waits for the end of which partition. Filled by the monitor's thread, emptied by the
+/// device's.
+#[derive(Default)]
+pub(super) struct Waiting(Mutex<Vec<Waiter>>);
+
+struct Waiter {
+    id: PartitionId,
+    since: Instant,
+    promise: Promise,
+}
+
+impl Waiting {
+    /// An answer for when partition `id` is gone; `None` when the client does not wait.
+    fn add(&self, id: PartitionId, patience: Duration, removal: &Removal) -> Option<Pending> {
+        if patience == Duration::ZERO {
+            return None;
+        }
+        let Removal { name, evacuate, .. } = removal;
+        let (name, evacuate, timeout) = (name.clone(), *evacuate, Duration::ZERO);
+        let again = Request::RemovePartition { id: name, timeout, evacuate };
+        let (promise, pending) = Pending::new(patience, again);
+        let mut waiters = self.lock();
+        // Clients that ran out of patience leave no trace, however often they ask.
+        waiters.retain(|waiter| waiter.promise.is_awaited());
+        waiters.push(Waiter { id, since: Instant::now(), promise });
+        Some(pending)
+    }
+
+    fn answer(&self, gone: &PartitionView) {
+        let its = self.lock().extract_if(.., |waiter| waiter.id == gone.id).collect::<Vec<_>>();
+        for Waiter { since, promise, .. } in its {
+            let removal_us = Some(micros(since.elapsed()));
+            let reply = PartitionReply { removal_us, ..gone.into() };
+            promise.keep(Ok(Reply::Partition(reply.into())));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Waiter>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::ops::Range;
+
+    use devices::virtio::mem::{HostBlocks, Mem};
+    use memctl::{Blocks, Geometry, Layout};
+
+    use super::*;
+    use crate::api::Control;
+
+    struct Host;
+
+    impl HostBlocks for Host {
+        fn open(&mut self, _range: Range<u64>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn release(&mut self, _range: Range<u64>) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Nobody to ask: an answer must be there already.
+    struct Nobody;
+
+    impl Control for Nobody {
+        fn call(&self, _request: Request) -> Result<Reply, ApiError> {
+            Err(ApiError::new(ErrorKind::Internal, "asked"))
+        }
+    }
+
+    /// A memory device with room for 1 GiB of partitions, whose driver is not up.
+    fn memory() -> MemHandle {
+        let geometry = Geometry::new(4 << 30, Bytes::mib(2), Bytes::gib(1)).unwrap();
+        let layout = Layout { geometry, shared_area: Blocks::ZERO, cap: None, max_partitions: 4 };
+        Mem::new(layout, None, Box::new(Host), Box::new(|_| ())).handle()
+    }
+
+    fn wish(name: &str, size: Bytes) -> Wish {
+        let (name, cookie) = (name.parse().unwrap(), Cookie(9));
+        Wish { name, cookie, size, policy: Policy { keep: true, prefault: false } }
+    }
+
+    fn removal(name: &str, seconds: u64) -> Removal {
+        let timeout = Duration::from_secs(seconds);
+        Removal { name: name.parse().unwrap(), timeout, evacuate: true }
+    }
+
+    fn problem(result: Result<Reply, ApiError>) -> (ErrorKind, String) {
+        let error = result.unwrap_err();
+        (error.kind, error.to_string())
+    }
+
+    #[test]
+    fn a_guest_without_the_channel_is_told_apart_and_what_to_do() {
+        let (memory, waiting) = (memory(), Waiting::default());
+        let partitions = Partitions { memory: &memory, waiting: &waiting };
+        let (kind, text) = problem(partitions.add(wish("a", Bytes::mib(2)), None));
+        assert_eq!(kind, ErrorKind::WrongState);
+        assert!(text.contains("partition channel") && text.contains("vm.resize"), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_names_the_field_or_the_partition() {
+        let (memory, waiting) = (memory(), Waiting::default());
+        renew(&memory, vec![wish("a", Bytes::mib(4))]);
+        let partitions = Partitions { memory: &memory, waiting: &waiting };
+        let resize = |name: &str, size, free| partitions.resize(&name.parse().unwrap(), size, free);
+        assert!(matches!(resize("a", Bytes::mib(4), None), Ok(Reply::Done)));
+        for (result, kind, part) in [
+            (resize("a", Bytes::mib(3), None), ErrorKind::Invalid, "size: 3 MiB is not a whole"),
+            (resize("a", Bytes::ZERO, None), ErrorKind::Invalid, "size: a partition has at least"),
+            (resize("b", Bytes::mib(2), None), ErrorKind::NotFound, "there is no partition b"),
+            (resize("a", Bytes::gib(2), None), ErrorKind::WrongState, "no room for 2044 MiB"),
+            (
+                resize("a", Bytes::mib(8), Some(Bytes::mib(6))),
+                ErrorKind::WrongState,
+                "has 6 MiB free: make room on the host, or create the VM with memory.overcommit",
+            ),
+            (partitions.remove(removal("b", 1)), ErrorKind::NotFound, "there is no partition b"),
+        ] {
+            let (its, text) = problem(result);
+            assert!(its == kind && text.contains(part), "{its:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_partition_that_nobody_has_taken_goes_at_once() {
+        let (memory, waiting) = (memory(), Waiting::default());
+        renew(&memory, vec![wish("a", Bytes::mib(4))]);
+        let partitions = Partitions { memory: &memory, waiting: &waiting };
+        let Reply::Partition(gone) = partitions.remove(removal("a", 0)).unwrap() else {
+            panic!("no partition")
+        };
+        assert_eq!((gone.state, gone.size), (PartitionState::Absent, 0));
+        assert!(memory.partitions().is_empty());
+    }
+
+    #[test]
+    fn who_waits_for_a_removal_is_answered_when_the_partition_is_gone() {
+        let (memory, waiting) = (memory(), Waiting::default());
+        renew(&memory, vec![wish("a", Bytes::mib(4)), wish("b", Bytes::mib(4))]);
+        let views = memory.partitions();
+        let partitions = Partitions { memory: &memory, waiting: &waiting };
+        let pending = [(); 2].map(|()| {
+            partitions.waiting.add(views[0].id, Duration::from_secs(60), &removal("a", 60))
+        });
+        let gone = |view: &PartitionView| {
+            let gone = PartitionView { state: PartitionState::Absent, ..view.clone() };
+            changed(&gone, view.state, &waiting, &EventMonitor::default());
+        };
+        gone(&views[1]);
+        assert_eq!(waiting.lock().len(), 2);
+        gone(&views[0]);
+        for pending in pending {
+            let Ok(Reply::Partition(reply)) = pending.unwrap().wait(&Nobody) else {
+                panic!("no partition")
+            };
+            assert!(reply.id == "a" && reply.removal_us.is_some());
+        }
+        assert!(waiting.lock().is_empty());
+    }
+
+    #[test]
+    fn clients_that_gave_up_leave_no_trace() {
+        let waiting = Waiting::default();
+        for _ in 0..100 {
+            let pending = waiting.add(PartitionId(1), Duration::from_secs(1), &removal("a", 1));
+            drop(pending);
+        }
+        assert_eq!(waiting.lock().len(), 1);
+    }
+
+    #[test]
+    fn a_fresh_machine_is_asked_for_the_partitions_that_are_wanted() {
+        let (old, new) = (memory(), memory());
+        renew(&old, vec![wish("a", Bytes::mib(4)), wish("b", Bytes::mib(2))]);
+        old.resize_partition(old.partitions()[1].id, Bytes::mib(6), None).unwrap();
+        renew(&new, wishes(&old));
+        let views = new.partitions();
+        let sizes: Vec<_> = views.iter().map(|one| (one.name.as_str(), one.requested)).collect();
+        assert_eq!(sizes, [("a", Bytes::mib(4)), ("b", Bytes::mib(6))]);
+        assert!(views[0].policy.keep && views[0].cookie == Cookie(9));
+    }
+
+    #[test]
+    fn what_is_still_in_use_is_said() {
+        let memory = memory();
+        renew(&memory, vec![wish("a", Bytes::mib(4))]);
+        let mut view = memory.partitions().remove(0);
+        view.state = PartitionState::Draining;
+        view.plugged = Bytes::mib(4);
+        let text = |view: &PartitionView| still_there(view).to_string();
+        assert!(text(&view).contains("how much of its 4 MiB is in use"), "{}", text(&view));
+        view.hints.used = Some(Bytes::mib(1));
+        let expected = "partition a is draining: 1 MiB of its 4 MiB are in use";
+        assert!(text(&view).starts_with(expected), "{}", text(&view));
+    }
+}
