@@ -112,8 +112,12 @@ fn vm() -> Monitor {
     Monitor::new(|call, _| match call {
         "vm.info" => (200, info().to_string()),
         "vm.partitions" => (200, json!([partition("bound", 512 << 20)]).to_string()),
-        "vm.resize" => (204, String::new()),
-        "vm.remove-partition" => (200, partition("absent", 0).to_string()),
+        "vm.resize" | "vm.resize-zone" => (204, String::new()),
+        "vm.remove-partition" => {
+            let mut gone = partition("absent", 0);
+            gone["removal_us"] = json!(1250);
+            (200, gone.to_string())
+        }
         _ => (200, partition("requested", 0).to_string()),
     })
 }
@@ -141,14 +145,22 @@ fn changes_are_asked_for_with_the_apis_fields() {
         (
             "add fn-7 --size 512M --cookie 9 --prefault",
             "vm.add-partition",
-            json!({"id": "fn-7", "size": 512 << 20, "cookie": 9, "prefault": true}),
+            json!({"id": "fn-7", "size": 512 << 20, "cookie": 9, "prefault": true,
+                   "release": "auto"}),
             "fn-7: added, requested, 0 bytes of 512 MiB plugged\n",
         ),
         (
-            "rm fn-7 --timeout 500ms",
+            "add fn-7 --size 512M --keep",
+            "vm.add-partition",
+            json!({"id": "fn-7", "size": 512 << 20, "cookie": 0, "prefault": false,
+                   "release": "manual"}),
+            "fn-7: added, requested, 0 bytes of 512 MiB plugged\n",
+        ),
+        (
+            "rm fn-7 --timeout 500ms --evacuate",
             "vm.remove-partition",
-            json!({"id": "fn-7", "timeout_ms": 500}),
-            "fn-7: removed, released in 0.250 ms\n",
+            json!({"id": "fn-7", "timeout_ms": 500, "evacuate": true}),
+            "fn-7: removed in 1.250 ms, of it 0.250 ms on the host\n",
         ),
         (
             "resize fn-7 --size 1G",
@@ -160,6 +172,12 @@ fn changes_are_asked_for_with_the_apis_fields() {
             "resize-vm --memory 4G",
             "vm.resize",
             json!({"desired_ram": 4_u64 << 30}),
+            "shared memory: 4 GiB asked for; `memctl ls` shows what the guest has\n",
+        ),
+        (
+            "resize-vm --memory 4G --zone mem1",
+            "vm.resize-zone",
+            json!({"id": "mem1", "desired_ram": 4_u64 << 30}),
             "shared memory: 4 GiB asked for; `memctl ls` shows what the guest has\n",
         ),
     ];
@@ -180,7 +198,7 @@ fn programs_get_the_monitors_json() {
     let list = json!({"info": info(), "partitions": [partition("bound", 512 << 20)]});
     assert_eq!(json("--json ls"), list);
     assert_eq!(json("add fn-7 --size 1G --json"), partition("requested", 0));
-    assert_eq!(json("rm fn-7 --json"), partition("absent", 0));
+    assert_eq!(json("rm fn-7 --json")["removal_us"], 1250);
     assert_eq!(json("--json resize-vm --memory 1G"), Value::Null);
 }
 

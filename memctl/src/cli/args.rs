@@ -76,6 +76,9 @@ pub(crate) struct Add {
     /// Back it with memory before the guest gets it
     #[arg(long)]
     pub(crate) prefault: bool,
+    /// When it is empty, have the guest keep it, warm, until it is removed
+    #[arg(long)]
+    pub(crate) keep: bool,
 }
 
 /// Arguments of `rm`.
@@ -86,6 +89,9 @@ pub(crate) struct Remove {
     /// How long to wait for the guest, such as 500ms, 5s or 1m; at most a minute
     #[arg(long, default_value = "5s", value_parser = time, value_name = "TIME")]
     pub(crate) timeout: Duration,
+    /// Have the guest move what is in use elsewhere, and not wait for its users
+    #[arg(long)]
+    pub(crate) evacuate: bool,
 }
 
 /// Arguments of `resize`.
@@ -112,6 +118,9 @@ pub(crate) struct ResizeVm {
     /// RAM it booted with and shared memory plugged since, without partitions, such as 4G
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Bytes,
+    /// Of one memory zone, where the VM has several
+    #[arg(long, value_name = "ID")]
+    pub(crate) zone: Option<String>,
 }
 
 /// Reads `500ms`, `5s` or `1m`.
@@ -160,10 +169,10 @@ mod tests {
         assert_eq!(cli.socket(), PathBuf::from("s"));
         let Command::Add(add) = cli.command else { panic!("{cli:?}") };
         assert_eq!((add.id.as_str(), add.size, add.cookie), ("fn-7", Bytes::mib(512), 9));
-        assert!(add.prefault && !cli.json);
-        let cli = parsed("memctl rm fn-7 --json --api-socket s").unwrap();
+        assert!(add.prefault && !add.keep && !cli.json);
+        let cli = parsed("memctl rm fn-7 --evacuate --json --api-socket s").unwrap();
         let Command::Rm(remove) = cli.command else { panic!("{cli:?}") };
-        assert_eq!(remove.timeout, Duration::from_secs(5));
+        assert_eq!((remove.timeout, remove.evacuate), (Duration::from_secs(5), true));
         assert!(cli.json, "options may follow the command");
     }
 

@@ -5,10 +5,9 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::CommandFactory;
-use memctl::Bytes;
 use serde_json::{Value, json};
 
-use super::args::{Add, Cli, Command, Remove, Resize};
+use super::args::{Add, Cli, Command, Remove, Resize, ResizeVm};
 use super::client::{CallError, Client, Reply};
 use super::live;
 use super::table::table;
@@ -64,7 +63,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Resize(args) => resize(&client(), args, cli.json),
         Command::Watch(args) => live::watch(&client(), args.interval, cli.json),
         Command::Top(args) => live::top(&client(), args.interval, cli.json),
-        Command::ResizeVm(args) => resize_vm(&client(), args.memory, cli.json),
+        Command::ResizeVm(args) => resize_vm(&client(), args, cli.json),
         Command::Completions { shell } => {
             // Into memory first: the generator panics when it cannot write.
             let mut script = Vec::new();
@@ -83,9 +82,10 @@ fn list(client: &Client, json: bool) -> Result<(), Failure> {
 }
 
 fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
-    let &Add { ref id, size, cookie, prefault } = args;
+    let &Add { ref id, size, cookie, prefault, keep } = args;
     let body = json!({
         "id": id.as_str(), "size": size.as_u64(), "prefault": prefault, "cookie": cookie,
+        "release": if keep { "manual" } else { "auto" },
     });
     let reply = client.put("vm.add-partition", &body, PATIENCE)?;
     tell("vm.add-partition", reply, json, |partition| match partition {
@@ -95,14 +95,17 @@ fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
 }
 
 fn remove(client: &Client, args: &Remove, json: bool) -> Result<(), Failure> {
-    let Remove { id, timeout } = args;
+    let Remove { id, timeout, evacuate } = args;
     let millis = u64::try_from(timeout.as_millis()).expect("arguments are at most an hour");
-    let body = json!({"id": id.as_str(), "timeout_ms": millis});
+    let body = json!({"id": id.as_str(), "timeout_ms": millis, "evacuate": evacuate});
     let reply = client.put("vm.remove-partition", &body, *timeout + PATIENCE)?;
     tell("vm.remove-partition", reply, json, |partition| {
-        match partition.and_then(|partition| partition.last_release_us) {
-            Some(micros) => format!("{id}: removed, released in {}", time(Some(micros))),
-            None => format!("{id}: removed"),
+        let took = |micros: Option<u64>| micros.map(|micros| time(Some(micros)));
+        let partition = partition.unwrap_or_default();
+        match (took(partition.removal_us), took(partition.last_release_us)) {
+            (Some(all), Some(host)) => format!("{id}: removed in {all}, of it {host} on the host"),
+            (Some(all), None) => format!("{id}: removed in {all}"),
+            (None, _) => format!("{id}: removed"),
         }
     })
 }
@@ -117,9 +120,15 @@ fn resize(client: &Client, args: &Resize, json: bool) -> Result<(), Failure> {
     })
 }
 
-fn resize_vm(client: &Client, memory: Bytes, json: bool) -> Result<(), Failure> {
-    let body = json!({"desired_ram": memory.as_u64()});
-    let reply = client.put("vm.resize", &body, PATIENCE)?;
+fn resize_vm(client: &Client, args: &ResizeVm, json: bool) -> Result<(), Failure> {
+    let memory = args.memory;
+    let size = memory.as_u64();
+    let reply = match &args.zone {
+        None => client.put("vm.resize", &json!({"desired_ram": size}), PATIENCE)?,
+        Some(id) => {
+            client.put("vm.resize-zone", &json!({"id": id, "desired_ram": size}), PATIENCE)?
+        }
+    };
     if json {
         return print_json(&reply.unwrap_or_default());
     }

@@ -54,8 +54,10 @@ pub(super) struct Partition {
     pub(super) spilled: Bytes,
     /// What the guest could not move out.
     pub(super) stuck: Bytes,
-    /// How long its last release took, in microseconds.
+    /// How long the host took for its last release, in microseconds.
     pub(super) last_release_us: Option<u64>,
+    /// How long its removal took, in microseconds.
+    pub(super) removal_us: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -70,6 +72,7 @@ struct RawPartition {
     spilled: u64,
     stuck: u64,
     last_release_us: Option<u64>,
+    removal_us: Option<u64>,
 }
 
 impl From<RawPartition> for Partition {
@@ -84,6 +87,7 @@ impl From<RawPartition> for Partition {
             spilled: Bytes::new(raw.spilled),
             stuck: Bytes::new(raw.stuck),
             last_release_us: raw.last_release_us,
+            removal_us: raw.removal_us,
         }
     }
 }
