@@ -7,7 +7,7 @@ use memctl::{Answer, Mode};
 use super::event::MemEvent;
 use super::record::Record;
 use super::reply::Response;
-use super::request::{Received, receive};
+use super::request::{MAX_DESCRIPTORS, Received, receive};
 use super::shared::Shared;
 use crate::guest_memory::GuestMemory;
 use crate::virtio::queue::{Chain, Interrupt, VirtQueue};
@@ -33,7 +33,9 @@ impl MemWorker {
         shared: Arc<Shared>,
     ) -> Self {
         shared.driver_up(interrupt, mode);
-        Self { queue, shared, record: Record::new(), events: Vec::new() }
+        // One for each request of a full ring, so that none of them allocates.
+        let events = Vec::with_capacity(MAX_DESCRIPTORS);
+        Self { queue, shared, record: Record::new(), events }
     }
 }
 
