@@ -61,6 +61,21 @@ impl Region {
         self.gate.is_some()
     }
 
+    /// The runs of open blocks, in bytes from its start. Only of use while nobody opens or closes any.
+    pub fn open_runs(&self) -> impl Iterator<Item = Range<u64>> {
+        let len = self.mapping.size() as u64;
+        let step = self.gate.as_ref().map_or(len, |gate| 1 << gate.block_shift).max(1);
+        let blocks = (0..len).step_by(step as usize).map(move |at| at..(at + step).min(len));
+        let mut blocks = blocks.filter(|block| self.is_open(block.start, 1)).peekable();
+        std::iter::from_fn(move || {
+            let mut run = blocks.next()?;
+            while let Some(next) = blocks.next_if(|next| next.start == run.end) {
+                run.end = next.end;
+            }
+            Some(run)
+        })
+    }
+
     /// Always accessible RAM at `start` whose mapping owns itself.
     ///
     /// Returns `None` when the range would end past the 64-bit address space.
@@ -222,6 +237,18 @@ mod tests {
         assert_eq!(heard.load(Ordering::Relaxed), 0);
         memory.write_slice(b"no", GuestAddress(4 * BLOCK + 8)).unwrap_err();
         assert_eq!(heard.load(Ordering::Relaxed), 4 * BLOCK + 8);
+    }
+
+    #[test]
+    fn open_runs_join_blocks_and_leave_out_closed_ones() {
+        let runs = |open: &[usize]| {
+            let memory = gated_memory(open);
+            memory.iter().flat_map(Region::open_runs).collect::<Vec<_>>()
+        };
+        assert_eq!(runs(&[0, 1, 3]), [0..2 * BLOCK, 3 * BLOCK..4 * BLOCK]);
+        assert_eq!(runs(&[]), []);
+        let region = Region::open(MmapRegion::new(8192).unwrap(), GuestAddress(0)).unwrap();
+        assert_eq!(region.open_runs().collect::<Vec<_>>(), std::slice::from_ref(&(0..8192)));
     }
 
     #[test]

@@ -6,14 +6,17 @@
 
 pub mod cpuid;
 pub mod exits;
+mod fault;
 mod irq;
+mod locate;
 pub mod vcpu;
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use devices::guest_memory::GuestMemory;
+use devices::guest_memory::{GuestMemory, Region};
 use devices::hypervisor::{Hypervisor, MsiVectors, WorkerBody};
 use devices::readers::Readers;
 use devices::virtio::worker::Worker;
@@ -107,24 +110,44 @@ impl Vm {
     /// # Errors
     /// The host refused a slot.
     pub fn map_memory(&self, memory: &GuestMemory) -> Result<(), Error> {
-        for (slot, region) in memory.iter().enumerate() {
-            let start = region.start_addr().0;
-            let host = region
-                .get_host_address(MemoryRegionAddress(0))
-                .map_err(|_| Error::Memory(start))?;
-            let slot = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags: 0,
-                guest_phys_addr: start,
-                memory_size: region.len(),
-                userspace_addr: host as u64,
-            };
-            // SAFETY: the range is a mapping that the region owns, and `Machine` drops its vCPUs
-            // and this `Vm` before the memory; nothing in the monitor holds Rust references into
-            // it, only volatile slices.
-            unsafe { self.fd.set_user_memory_region(slot) }.map_err(call("add a memory slot"))?;
+        let mut regions = memory.iter().enumerate();
+        regions.try_for_each(|(slot, region)| self.map_part(slot, region, 0..region.len()))
+    }
+
+    /// Leaves the guest only the open blocks of `memory`, for a machine at its end whose vCPUs have
+    /// ended: KVM then tells where a vCPU reaches for the others. Costs the guest all page tables.
+    ///
+    /// # Errors
+    /// The host refused a slot; some may be gone.
+    pub fn map_open_blocks(&self, memory: &GuestMemory) -> Result<(), Error> {
+        let mut free = memory.iter().count();
+        for (slot, region) in memory.iter().enumerate().filter(|(_, region)| region.is_gated()) {
+            self.map_part(slot, region, 0..0)?;
+            for run in region.open_runs() {
+                self.map_part(free, region, run)?;
+                free += 1;
+            }
         }
         Ok(())
+    }
+
+    /// Makes `part` of `region` (bytes from its start) a memory slot. An empty one deletes the slot.
+    fn map_part(&self, slot: usize, region: &Region, part: Range<u64>) -> Result<(), Error> {
+        let start = region.start_addr().0;
+        let host = region
+            .get_host_address(MemoryRegionAddress(part.start))
+            .map_err(|_| Error::Memory(start))?;
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: start + part.start,
+            memory_size: part.end - part.start,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the range is a mapping that the region owns, and `Machine` drops its vCPUs and
+        // this `Vm` before the memory; nothing in the monitor holds Rust references into it, only
+        // volatile slices.
+        unsafe { self.fd.set_user_memory_region(slot) }.map_err(call("set a memory slot"))
     }
 
     /// The guest's clock (kvmclock) now.

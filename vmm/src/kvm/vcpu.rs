@@ -10,7 +10,6 @@
 //! something else is: set the goal, raise its `attention`, and signal it until it has answered; a
 //! signal that falls between the look at `attention` and KVM_RUN is followed by another.
 
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
@@ -25,6 +24,8 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::exits::{ExitCounters, count};
+pub use super::fault::Fault;
+use super::fault::Reason;
 use super::{Error, Vm, call};
 
 /// A vCPU thread only runs the loop below and register callbacks.
@@ -64,49 +65,6 @@ pub struct Registers {
     pub sregs: fn(&mut kvm_sregs),
 }
 
-/// Why a vCPU can't go on. The machine is to be stopped.
-#[derive(Debug, thiserror::Error)]
-#[error("vCPU {vcpu} stopped: {reason}\n{registers}")]
-pub struct Fault {
-    vcpu: usize,
-    reason: Reason,
-    registers: String,
-}
-
-impl Fault {
-    /// Where the guest reached for memory that can't be accessed, if that is why it stopped: a
-    /// guest-physical address, of the page where the host tells no more.
-    pub fn inaccessible(&self) -> Option<u64> {
-        match self.reason {
-            Reason::Memory(address) => Some(address),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Reason {
-    TripleFault,
-    Entry(u64),
-    Internal,
-    Memory(u64),
-    Run(kvm_ioctls::Error),
-    Unexpected(String),
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TripleFault => write!(f, "triple fault"),
-            Self::Entry(reason) => write!(f, "the CPU refused the guest's state ({reason:#x})"),
-            Self::Internal => write!(f, "KVM can't emulate the guest's instruction"),
-            Self::Memory(address) => write!(f, "access to inaccessible memory at {address:#x}"),
-            Self::Run(error) => write!(f, "KVM_RUN failed: {error}"),
-            Self::Unexpected(exit) => write!(f, "unexpected exit {exit}"),
-        }
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Goal {
     Run,
@@ -143,7 +101,7 @@ impl Control {
 /// A machine's vCPUs. Dropping it ends their threads.
 pub struct Vcpus {
     control: Arc<Control>,
-    threads: Vec<JoinHandle<Option<Fault>>>,
+    threads: Vec<JoinHandle<Option<(Fault, VcpuFd)>>>,
 }
 
 impl Vcpus {
@@ -201,12 +159,20 @@ impl Vcpus {
         self.signal();
     }
 
-    /// Ends the threads; returns why one of them ended by itself.
-    pub fn stop(&mut self) -> Option<Fault> {
+    /// Ends the threads; returns why one of them ended by itself. Where that was for closed memory
+    /// and the host did not say where, `close` makes KVM tell: it takes the slots of closed memory
+    /// away, and says whether it could.
+    pub fn stop(&mut self, close: impl FnOnce() -> bool) -> Option<Fault> {
         self.control.state().goal = Goal::Stop;
         self.control.changed.notify_all();
         self.summon(|state| state.alive == 0);
-        self.threads.drain(..).filter_map(|thread| thread.join().ok().flatten()).next()
+        let ended = self.threads.drain(..).filter_map(|thread| thread.join().ok().flatten());
+        // All of them: no thread is left when slots go.
+        let (mut fault, fd) = ended.collect::<Vec<_>>().into_iter().next()?;
+        if fault.is_lost() && close() {
+            fault.locate(fd);
+        }
+        Some(fault)
     }
 
     /// Exits by kind.
@@ -242,7 +208,7 @@ impl Vcpus {
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        if let Some(fault) = self.stop() {
+        if let Some(fault) = self.stop(|| false) {
             error!("{fault}");
         }
     }
@@ -284,7 +250,7 @@ impl Vcpu {
         Ok(Self { index, fd, control, affinity: state.affinity, nmis_seen: 0, ran: false })
     }
 
-    fn run(mut self) -> Option<Fault> {
+    fn run(mut self) -> Option<(Fault, VcpuFd)> {
         if let Err(error) = pin(&self.affinity) {
             error!("vCPU {}: cannot pin to host CPUs {:?}: {error}", self.index, self.affinity);
         }
@@ -295,7 +261,7 @@ impl Vcpu {
                 break None;
             }
             if let Err(reason) = self.step() {
-                break Some(self.fault(reason));
+                break Some(Fault::new(self.index, reason, &self.fd));
             }
         };
         control.state().alive -= 1;
@@ -305,7 +271,7 @@ impl Vcpu {
         {
             error!("reporting a fault: {error}");
         }
-        fault
+        Some((fault?, self.fd))
     }
 
     /// Does what the goal says; returns whether to go on.
@@ -383,22 +349,15 @@ impl Vcpu {
             Ok(VcpuExit::Shutdown) => return Err(Reason::TripleFault),
             Ok(VcpuExit::InternalError) => return Err(Reason::Internal),
             Ok(VcpuExit::FailEntry(reason, _)) => return Err(Reason::Entry(reason)),
-            Ok(VcpuExit::MemoryFault { gpa, .. }) => return Err(Reason::Memory(gpa)),
+            Ok(VcpuExit::MemoryFault { gpa, .. }) => return Err(Reason::Memory(Some(gpa))),
             Ok(exit) => return Err(Reason::Unexpected(format!("{exit:?}"))),
             Err(error) => match error.errno() {
                 libc::EINTR | libc::EAGAIN => count(&counters.interrupted),
+                libc::EFAULT => return Err(Reason::Memory(None)),
                 _ => return Err(Reason::Run(error)),
             },
         }
         Ok(())
-    }
-
-    fn fault(&self, reason: Reason) -> Fault {
-        let registers = match (self.fd.get_regs(), self.fd.get_sregs()) {
-            (Ok(regs), Ok(sregs)) => dump(&regs, &sregs),
-            _ => "registers could not be read".to_owned(),
-        };
-        Fault { vcpu: self.index, reason, registers }
     }
 }
 
@@ -440,47 +399,4 @@ fn set_lint(fd: &VcpuFd) -> Result<(), Error> {
 fn set_fpu(fd: &VcpuFd) -> Result<(), Error> {
     let fpu = kvm_bindings::kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
     fd.set_fpu(&fpu).map_err(call("set the FPU"))
-}
-
-fn dump(regs: &kvm_regs, sregs: &kvm_sregs) -> String {
-    format!(
-        "  rip {:016x} rsp {:016x} rflags {:016x}\n\
-         \x20 rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}\n\
-         \x20 rsi {:016x} rdi {:016x} rbp {:016x}\n\
-         \x20 r8  {:016x} r9  {:016x} r10 {:016x} r11 {:016x}\n\
-         \x20 r12 {:016x} r13 {:016x} r14 {:016x} r15 {:016x}\n\
-         \x20 cr0 {:016x} cr2 {:016x} cr3 {:016x} cr4 {:016x} efer {:x}\n\
-         \x20 cs {:04x} base {:x} ss {:04x} base {:x} gdt {:x}+{:x} idt {:x}+{:x}",
-        regs.rip,
-        regs.rsp,
-        regs.rflags,
-        regs.rax,
-        regs.rbx,
-        regs.rcx,
-        regs.rdx,
-        regs.rsi,
-        regs.rdi,
-        regs.rbp,
-        regs.r8,
-        regs.r9,
-        regs.r10,
-        regs.r11,
-        regs.r12,
-        regs.r13,
-        regs.r14,
-        regs.r15,
-        sregs.cr0,
-        sregs.cr2,
-        sregs.cr3,
-        sregs.cr4,
-        sregs.efer,
-        sregs.cs.selector,
-        sregs.cs.base,
-        sregs.ss.selector,
-        sregs.ss.base,
-        sregs.gdt.base,
-        sregs.gdt.limit,
-        sregs.idt.base,
-        sregs.idt.limit,
-    )
 }

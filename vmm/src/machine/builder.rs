@@ -98,7 +98,7 @@ impl<'a> Builder<'a> {
         for (index, memory) in hotplug.into_iter().enumerate() {
             builder.mem_device(index, memory, around.memory_observer)?;
         }
-        let (vm, _memory) = (Arc::clone(&builder.vm), Arc::clone(&builder.memory));
+        let (vm, memory) = (Arc::clone(&builder.vm), Arc::clone(&builder.memory));
         let refusals = Arc::clone(&builder.refusals);
         let (vcpus, devices) = builder.finish(serial.is_some())?;
         Ok(Machine {
@@ -109,7 +109,7 @@ impl<'a> Builder<'a> {
             refusals,
             power,
             vm,
-            _memory,
+            memory,
             stopped_clock: None,
             paused: true,
         })

@@ -108,7 +108,7 @@ pub struct Machine {
     refusals: Arc<Refusals>,
     power: Arc<Events>,
     vm: Arc<Vm>,
-    _memory: Arc<GuestMemory>,
+    memory: Arc<GuestMemory>,
     stopped_clock: Option<kvm_clock_data>,
     paused: bool,
 }
@@ -205,6 +205,12 @@ impl Machine {
 
     /// Ends the vCPUs; returns why one of them could not go on.
     pub fn stop(&mut self) -> Option<Fault> {
-        self.vcpus.stop()
+        let (vm, memory, devices) = (&self.vm, &self.memory, &self.devices);
+        self.vcpus.stop(|| {
+            // So that no block opens or closes meanwhile.
+            devices.pause();
+            let mapped = vm.map_open_blocks(memory);
+            mapped.inspect_err(|error| error!("{error}")).is_ok()
+        })
     }
 }

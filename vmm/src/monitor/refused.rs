@@ -70,7 +70,8 @@ pub(super) fn report(
 pub(super) fn fault(machine: &Machine, fault: Fault, events: &EventMonitor) -> Error {
     let refusal = |address| Refusal { address, by: Accessor::Vcpu, count: 1 };
     let access = fault.inaccessible().and_then(|at| RefusedAccess::new(machine, refusal(at)));
-    match access {
+    // Where only the instruction's own address is known, it need not be what was out of reach.
+    match access.filter(|access| !access.block.plugged) {
         Some(access) => {
             access.tell(events);
             Error::Refused { access, source: Some(fault) }
