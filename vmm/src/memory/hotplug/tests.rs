@@ -115,6 +115,39 @@ fn a_refused_release_leaves_the_memory_as_it_was() {
     assert_eq!(memory.read_obj::<u64>(at(3)).unwrap(), 9);
 }
 
+/// Huge pages that the host does not have: the mapping is there, and can't be filled.
+#[test]
+fn memory_that_cannot_be_filled_stays_closed() {
+    let huge = Backing::Hugetlb { page: Bytes::mib(2), shared: false };
+    // More than any machine has in its pool.
+    let all = 1 << 22;
+    let (memory, mut hotplug) = ram(huge, all);
+    hotplug.memory.prefault = true;
+    hotplug.open(blocks(0..all)).unwrap_err();
+    assert_eq!((hotplug.runs, hotplug.gate.allows(0, 1)), (0, false));
+    memory.read_obj::<u64>(at(0)).unwrap_err();
+    // Bare address space again, which the next open finds as it was.
+    hotplug.memory = Memory { backing: Backing::Anonymous, prefault: false, ..hotplug.memory };
+    hotplug.open(blocks(3..4)).unwrap();
+    memory.write_obj(7u64, at(3)).unwrap();
+    memory.write_obj(7u64, at(2)).unwrap_err();
+}
+
+/// A file that can be mapped, and no hole be made in it.
+#[test]
+fn memory_whose_file_does_not_shrink_stays_with_the_guest() {
+    let (memory, mut hotplug) = ram(Backing::Shared, 4);
+    hotplug.open(blocks(0..3)).unwrap();
+    let zeros = File::options().read(true).write(true).open("/dev/zero").unwrap();
+    let file = hotplug.file.replace(Arc::new(zeros));
+    hotplug.release(blocks(0..1)).unwrap_err();
+    memory.write_obj(7u64, at(0)).unwrap();
+    hotplug.file = file;
+    hotplug.release(blocks(0..1)).unwrap();
+    memory.read_obj::<u64>(at(0)).unwrap_err();
+    assert_eq!(hotplug.runs, 1);
+}
+
 #[test]
 fn a_guest_cannot_use_up_the_address_space_areas() {
     let blocks_needed = 2 * MAX_RUNS as u64 + 2;
