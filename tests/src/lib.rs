@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod artefact;
+mod cgroup;
 mod config;
 mod console;
 mod http;
@@ -35,6 +36,7 @@ mod tessera;
 /// What a test returns; any error fails it.
 pub use anyhow::Result;
 pub use artefact::Artefact;
+pub use cgroup::{Cgroup, available_memory};
 pub use config::{Config, GIB, MIB};
 pub use console::Console;
 pub use http::{Api, Connection, Reply};

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::artefact::Artefact;
+use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::console::Console;
 use crate::http::Api;
@@ -29,6 +30,7 @@ pub struct Vm {
     arguments: Vec<OsString>,
     terminal: Option<(File, File)>,
     prompt: Option<&'static str>,
+    cgroup: Option<PathBuf>,
 }
 
 impl From<Config> for Vm {
@@ -41,7 +43,14 @@ impl From<Config> for Vm {
 impl Vm {
     /// No VM: the monitor waits for one to be created.
     pub fn absent() -> Self {
-        Self { config: None, socket: None, arguments: Vec::new(), terminal: None, prompt: None }
+        Self {
+            config: None,
+            socket: None,
+            arguments: Vec::new(),
+            terminal: None,
+            prompt: None,
+            cgroup: None,
+        }
     }
 
     /// The API at this place, not in a folder of its own.
@@ -62,6 +71,13 @@ impl Vm {
     #[must_use]
     pub fn prompt(mut self, prompt: &'static str) -> Self {
         self.prompt = Some(prompt);
+        self
+    }
+
+    /// The monitor runs in this cgroup from its first instruction on.
+    #[must_use]
+    pub fn in_cgroup(mut self, cgroup: &Cgroup) -> Self {
+        self.cgroup = Some(cgroup.processes());
         self
     }
 
@@ -105,10 +121,16 @@ impl Vm {
 
     fn command(&self, folder: &Path, socket: &Path) -> Result<Command> {
         let program = Artefact::Tessera.path()?;
-        let mut command = match self.terminal {
-            None => Command::new(program),
+        let mut command = match (&self.terminal, &self.cgroup) {
+            (None, None) => Command::new(program),
+            // The shell joins and becomes the monitor.
+            (None, Some(processes)) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(processes).arg(program);
+                shell
+            }
             // A session of its own, with the terminal: the kernel then tells of a new size.
-            Some(_) => {
+            (Some(_), _) => {
                 let mut setsid = Command::new("setsid");
                 setsid.arg("--ctty").arg(program);
                 setsid
