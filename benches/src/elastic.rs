@@ -4,6 +4,7 @@
 //! size (2 MiB), vCPUs, one serial port, the kernel's command line.
 
 use std::cell::RefCell;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -11,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use guest_tests::{Api, Console};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::facts::kernel_release;
+use crate::place::Place;
 use crate::qmp::Qmp;
 
 /// Bytes in a MiB.
@@ -48,9 +51,39 @@ pub struct Guest {
     /// More words on the kernel's command line.
     pub cmdline: String,
     /// More fields of Tessera's `memory`, over the others.
-    pub memory: serde_json::Value,
+    pub memory: Value,
     /// A balloon, for QEMU.
     pub balloon: bool,
+}
+
+impl Guest {
+    /// One vCPU, `boot` bytes of memory and no room for more, with the files that `cargo xtask`
+    /// names, staged in `place`.
+    ///
+    /// # Errors
+    /// One of them is missing.
+    pub fn staged(place: &Place, boot: u64) -> Result<Self> {
+        Ok(Self {
+            tessera: place.staged("TESSERA_BIN")?,
+            vmlinux: place.staged("TESSERA_VMLINUX")?,
+            initramfs: place.staged("TESSERA_PROGRAMS_INITRAMFS")?,
+            vcpus: 1,
+            boot,
+            room: 0,
+            cmdline: String::new(),
+            memory: Value::Null,
+            balloon: false,
+        })
+    }
+
+    /// The release of its kernel.
+    ///
+    /// # Errors
+    /// The kernel can't be read.
+    pub fn kernel_release(&self) -> Result<String> {
+        let image = fs::read(&self.vmlinux).context("cannot read the guest kernel")?;
+        Ok(kernel_release(&image).unwrap_or_default())
+    }
 }
 
 enum Control {
@@ -240,7 +273,7 @@ fn tessera(guest: &Guest, socket: &Path) -> Command {
     command.arg("--api-socket").arg(socket);
     let file = socket.with_extension("json");
     // What can't be written can't be read: the monitor will say so.
-    let _ = std::fs::write(&file, config.to_string());
+    let _ = fs::write(&file, config.to_string());
     command.arg("--config").arg(file);
     command
 }

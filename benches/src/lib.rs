@@ -1,8 +1,8 @@
-//! What the benchmark programs share: processes under measurement, samples, tables, figures.
+//! What the benchmark programs share: guests with functions in them, processes under measurement,
+//! samples, tables, figures.
 //!
-//! **Invariant:** nothing here knows what is measured. A program in `bin` says which processes run
-//! and which figures are drawn; it reaches a monitor only as its users do, by command line, console
-//! and API socket.
+//! **Invariant:** a monitor is reached only as its users reach it: by command line, console and API
+//! socket. A program in `bin` says what is measured, how often, and which figures are drawn.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -17,8 +17,10 @@ pub mod place;
 pub mod process;
 pub mod qmp;
 pub mod samples;
+pub mod scene;
 pub mod scrub;
 pub mod smaps;
 pub mod svg;
 pub mod table;
 pub mod unit;
+pub mod way;

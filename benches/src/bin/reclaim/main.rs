@@ -6,9 +6,6 @@
 //! `reclaim.json`, `.md` and `.svg`, and as tables to the terminal.
 #![forbid(unsafe_code)]
 
-mod scene;
-mod way;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,15 +13,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Guest, MIB};
-use benches::facts::{Machine, kernel_release};
+use benches::facts::Machine;
 use benches::place::Place;
 use benches::samples::Samples;
+use benches::scene::{Release, Scene};
 use benches::unit::Unit;
+use benches::way::Way;
 use clap::Parser;
-use serde_json::Value;
-
-use crate::scene::{Release, Scene};
-use crate::way::Way;
 
 /// Functions in a guest, and the most memory that all of them have.
 const FUNCTIONS: u64 = 4;
@@ -69,17 +64,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let place = Place::new()?;
-    let base = Guest {
-        tessera: place.staged("TESSERA_BIN")?,
-        vmlinux: place.staged("TESSERA_VMLINUX")?,
-        initramfs: place.staged("TESSERA_PROGRAMS_INITRAMFS")?,
-        vcpus: 1,
-        boot: 512 * MIB,
-        room: 0,
-        cmdline: String::new(),
-        memory: Value::Null,
-        balloon: false,
-    };
+    let base = Guest::staged(&place, 512 * MIB)?;
     let ways = if options.ways.is_empty() { Way::ALL.to_vec() } else { options.ways.clone() };
     let mut measured = Measured::new();
     for round in 0..options.runs {
@@ -98,9 +83,7 @@ fn run(options: &Options) -> Result<()> {
             eprintln!("{mib} MiB: {} of {} rounds", round + 1, options.runs);
         }
     }
-    let kernel = std::fs::read(&base.vmlinux).context("cannot read the guest kernel")?;
-    let release = kernel_release(&kernel).unwrap_or_default();
-    report(&measured, options, &release)?.publish(&options.out)
+    report(&measured, options, &base.kernel_release()?)?.publish(&options.out)
 }
 
 /// One figure of merit: which releases of which case, and what is taken from each.

@@ -14,13 +14,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Elastic, Guest, MIB, Monitor};
-use benches::facts::{Machine, kernel_release};
+use benches::facts::Machine;
 use benches::hogs::Hogs;
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::unit::Unit;
 use clap::Parser;
-use serde_json::Value;
 
 /// The hogs of a loaded guest: one of them goes.
 const HOGS: u64 = 8;
@@ -84,17 +83,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<()> {
     let place = Place::new()?;
     let most = options.sizes.iter().max().context("no sizes")?;
-    let guest = Guest {
-        tessera: place.staged("TESSERA_BIN")?,
-        vmlinux: place.staged("TESSERA_VMLINUX")?,
-        initramfs: place.staged("TESSERA_PROGRAMS_INITRAMFS")?,
-        vcpus: 1,
-        boot: 512 * MIB,
-        room: most * MIB,
-        cmdline: String::new(),
-        memory: Value::Null,
-        balloon: false,
-    };
+    let guest = Guest { room: most * MIB, ..Guest::staged(&place, 512 * MIB)? };
     let mut measured = Measured::new();
     for round in 0..options.runs {
         for (index, (monitor, name)) in MONITORS.into_iter().enumerate() {
@@ -109,9 +98,7 @@ fn run(options: &Options) -> Result<()> {
         }
         eprintln!("{} of {} rounds", round + 1, options.runs);
     }
-    let kernel = std::fs::read(&guest.vmlinux).context("cannot read the guest kernel")?;
-    let release = kernel_release(&kernel).unwrap_or_default();
-    report(measured, options.runs, &release)?.publish(&options.out)
+    report(measured, options.runs, &guest.kernel_release()?)?.publish(&options.out)
 }
 
 /// Grows and shrinks an idle guest by `size`, then a loaded one.

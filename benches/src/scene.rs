@@ -5,11 +5,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use benches::cpu::CpuTime;
-use benches::elastic::{Elastic, Guest, MIB};
-use benches::hogs::Hogs;
 use serde_json::json;
 
+use crate::cpu::CpuTime;
+use crate::elastic::{Elastic, Guest, MIB};
+use crate::hogs::Hogs;
 use crate::way::Way;
 
 /// For one step in the lab. A stock guest whose first attempt fails waits 50 s.
@@ -18,8 +18,11 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// What a function leaves of its memory: what its exec needs before it touches the rest.
 const SLACK: u64 = 8 * MIB;
 
-/// Functions of one size in one guest.
-pub(crate) struct Scene {
+/// Room for more functions than those that end.
+const SPARE: u64 = 256 * MIB;
+
+/// Functions of one size in one guest. The cgroup of function N is `/sys/fs/cgroup/fnN`.
+pub struct Scene {
     way: Way,
     guest: Guest,
     vm: Elastic,
@@ -29,49 +32,65 @@ pub(crate) struct Scene {
 
 /// What the end of one function cost.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Release {
+pub struct Release {
     /// From the wish until the host has the memory.
-    pub(crate) time: Duration,
+    pub time: Duration,
     /// From the kill until then.
-    pub(crate) from_kill: Duration,
+    pub from_kill: Duration,
     /// CPU time between wish and end.
-    pub(crate) cpu: CpuTime,
+    pub cpu: CpuTime,
     /// Pages that the guest has moved.
-    pub(crate) migrated: u64,
+    pub migrated: u64,
     /// The part of `time` that the host took to free; Tessera only.
-    pub(crate) host: Option<Duration>,
+    pub host: Option<Duration>,
     /// Requests that gave memory back; Tessera only.
-    pub(crate) requests: Option<u64>,
+    pub requests: Option<u64>,
     /// Functions that were still there.
-    pub(crate) left: u64,
+    pub left: u64,
 }
 
 impl Scene {
     /// Boots a guest and gives it memory for `count` functions of `size` bytes.
-    pub(crate) fn boot(
-        way: Way,
-        base: &Guest,
-        (count, size): (u64, u64),
-        socket: &Path,
-    ) -> Result<Self> {
-        let guest = way.guest(base, count * size);
+    ///
+    /// # Errors
+    /// It does not boot, or has no room for them.
+    pub fn boot(way: Way, base: &Guest, (count, size): (u64, u64), socket: &Path) -> Result<Self> {
+        let guest = way.guest(base, count * size + SPARE);
         let vm = Elastic::boot(way.monitor(), &guest, socket)?;
         let scene = Self { way, guest, vm, count, size };
         scene.provide()?;
         Ok(scene)
     }
 
-    /// Starts the functions, kills them one by one, and takes the memory of each back. With
-    /// `burners`, the guest's vCPUs have so many other processes to run meanwhile.
-    pub(crate) fn play(&self, burners: u32) -> Result<Vec<Release>> {
+    /// The guest.
+    pub fn vm(&self) -> &Elastic {
+        &self.vm
+    }
+
+    /// Starts the functions and waits until they have all their memory.
+    ///
+    /// # Errors
+    /// The guest has no room for them.
+    pub fn start(&self) -> Result<Hogs<'_>> {
         let mib = (self.size - SLACK) / MIB;
-        let mut hogs = Hogs::start(&self.vm, self.count, mib, "cgroup=/sys/fs/cgroup/fn")?;
+        Hogs::start(&self.vm, self.count, mib, "cgroup=/sys/fs/cgroup/fn")
+    }
+
+    /// Kills the functions one by one and takes the memory of each back. With `burners`, the
+    /// guest's vCPUs have so many other processes to run meanwhile.
+    ///
+    /// # Errors
+    /// The guest hangs, or memory of one that is left has changed.
+    pub fn play(&self, burners: u32) -> Result<Vec<Release>> {
+        let mut hogs = self.start()?;
         for _ in 0..burners {
             self.vm.shell("(while :; do :; done) & true")?;
         }
         let mut releases = Vec::new();
         for number in 0..self.count {
-            releases.push(self.release(&mut hogs, number)?);
+            let killed = Instant::now();
+            self.kill(&mut hogs, number)?;
+            releases.push(self.release(number, killed)?);
             if number == 0 {
                 hogs.check()?;
             }
@@ -79,32 +98,25 @@ impl Scene {
         Ok(releases)
     }
 
-    /// Memory for all functions, and a cgroup `/sys/fs/cgroup/fnN` for each.
-    fn provide(&self) -> Result<()> {
-        self.vm.shell("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")?;
-        if matches!(self.way, Way::Stock | Way::StockClearing | Way::Qemu) {
-            self.vm.reach(&self.guest, self.count * self.size, LIMIT)?;
-        }
-        for number in 0..self.count {
-            self.vm.shell(&format!("mkdir /sys/fs/cgroup/fn{number}"))?;
-            if self.way == Way::Partition {
-                self.add_partition(number)?;
-                // The only free one there is.
-                let file = format!("/sys/fs/cgroup/fn{number}/memory.partition");
-                self.vm.shell(&format!("echo auto > {file}"))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn release(&self, hogs: &mut Hogs<'_>, number: u64) -> Result<Release> {
-        let left = self.count - number - 1;
-        let killed = Instant::now();
+    /// Kills function `number`, whose memory is then free.
+    ///
+    /// # Errors
+    /// It was killed before.
+    pub fn kill(&self, hogs: &mut Hogs<'_>, number: u64) -> Result<()> {
         hogs.kill(number as usize)?;
         if self.way == Way::Partition {
             let file = format!("/sys/fs/cgroup/fn{number}/memory.partition");
             self.vm.shell(&format!("echo none > {file}"))?;
         }
+        Ok(())
+    }
+
+    /// Takes the memory of function `number` back; those before it are gone. It was `killed` then.
+    ///
+    /// # Errors
+    /// The guest does not give it.
+    pub fn release(&self, number: u64, killed: Instant) -> Result<Release> {
+        let left = self.count - number - 1;
         let (migrated, host) = (self.migrated()?, self.host()?);
         let cpu = CpuTime::of_process(self.vm.pid())?;
         let asked = Instant::now();
@@ -126,10 +138,33 @@ impl Scene {
         })
     }
 
+    /// Memory for all functions.
+    fn provide(&self) -> Result<()> {
+        self.vm.shell("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")?;
+        if matches!(self.way, Way::Stock | Way::StockClearing | Way::Qemu) {
+            self.vm.reach(&self.guest, self.count * self.size, LIMIT)?;
+        }
+        (0..self.count).try_for_each(|number| self.place(&format!("fn{number}"), self.size))
+    }
+
+    /// Makes the cgroup of a function, in a partition of its own where there are any.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn place(&self, name: &str, size: u64) -> Result<()> {
+        self.vm.shell(&format!("mkdir /sys/fs/cgroup/{name}"))?;
+        if self.way == Way::Partition {
+            self.add_partition(name, size)?;
+            // The only free one there is.
+            self.vm.shell(&format!("echo auto > /sys/fs/cgroup/{name}/memory.partition"))?;
+        }
+        Ok(())
+    }
+
     fn take_back(&self, number: u64, left: u64) -> Result<()> {
         match self.way {
             Way::Partition => {
-                let id = format!("fn-{number}");
+                let id = format!("fn{number}");
                 let body = json!({ "id": id, "timeout_ms": LIMIT.as_millis() as u64 });
                 self.vm.api()?.put_json("vm.remove-partition", &body)?.expect(200)?;
             }
@@ -144,9 +179,8 @@ impl Scene {
         Ok(())
     }
 
-    fn add_partition(&self, number: u64) -> Result<()> {
-        let id = format!("fn-{number}");
-        let body = json!({ "id": id, "size": self.size, "release": "manual" });
+    fn add_partition(&self, id: &str, size: u64) -> Result<()> {
+        let body = json!({ "id": id, "size": size, "release": "manual" });
         let api = self.vm.api()?;
         api.put_json("vm.add-partition", &body)?.expect(200)?;
         let start = Instant::now();

@@ -1,11 +1,11 @@
 //! The ways to get a function's memory back that are compared.
 
-use benches::elastic::{Guest, MIB, Monitor};
+use crate::elastic::{Guest, MIB, Monitor};
 use serde_json::json;
 
 /// A way to give memory to functions and to get it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub(crate) enum Way {
+pub enum Way {
     /// A partition for each, with our guest kernel.
     Partition,
     /// Plain virtio-mem.
@@ -21,11 +21,11 @@ pub(crate) enum Way {
 
 impl Way {
     /// All, ours first.
-    pub(crate) const ALL: [Self; 5] =
+    pub const ALL: [Self; 5] =
         [Self::Partition, Self::Stock, Self::StockClearing, Self::Qemu, Self::Balloon];
 
     /// What tables and figures call it.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Partition => "Tessera, partitions",
             Self::Stock => "Tessera, stock virtio-mem",
@@ -35,7 +35,8 @@ impl Way {
         }
     }
 
-    pub(crate) fn monitor(self) -> Monitor {
+    /// The program that runs its guest.
+    pub fn monitor(self) -> Monitor {
         match self {
             Self::Partition | Self::Stock | Self::StockClearing => Monitor::Tessera,
             Self::Qemu | Self::Balloon => Monitor::Qemu,
@@ -43,7 +44,7 @@ impl Way {
     }
 
     /// The guest with room for functions that have `total` bytes together.
-    pub(crate) fn guest(self, base: &Guest, total: u64) -> Guest {
+    pub fn guest(self, base: &Guest, total: u64) -> Guest {
         let mut guest = Guest { room: total, ..base.clone() };
         match self {
             Self::Stock | Self::Qemu => {}
