@@ -10,10 +10,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use guest_tests::{Api, Console};
 use serde_json::{Value, json};
 
+use crate::events::Events;
 use crate::facts::kernel_release;
 use crate::place::Place;
 use crate::qmp::Qmp;
@@ -22,7 +23,10 @@ use crate::qmp::Qmp;
 pub const MIB: u64 = 1 << 20;
 
 /// Between two looks at a guest's memory.
-const PERIOD: Duration = Duration::from_millis(4);
+///
+/// Only QEMU's is looked at, over a connection that stays open: its own event for it comes at most
+/// once a second. Tessera tells by an event.
+const PERIOD: Duration = Duration::from_millis(10);
 
 /// Which program runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +91,7 @@ impl Guest {
 }
 
 enum Control {
-    Api(Api),
+    Api(Api, Events),
     Qmp(RefCell<Qmp>),
 }
 
@@ -137,14 +141,18 @@ impl Elastic {
             Monitor::Tessera => tessera(guest, socket),
             Monitor::Qemu => qemu(guest, socket),
         };
+        let events = match monitor {
+            Monitor::Tessera => Some(Events::of(&mut command)?),
+            Monitor::Qemu => None,
+        };
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = Running(command.spawn().context("cannot start the monitor")?);
         let (output, input) = (child.0.stdout.take(), child.0.stdin.take());
         let console = Console::new(output.context("no pipe")?, input.context("no pipe")?)?.quiet();
         console.wait_for_shell().inspect_err(|_| eprintln!("{}", console.text()))?;
-        let control = match monitor {
-            Monitor::Tessera => Control::Api(Api::at(socket)),
-            Monitor::Qemu => Control::Qmp(RefCell::new(Qmp::connect(socket)?)),
+        let control = match events {
+            Some((events, _writer)) => Control::Api(Api::at(socket), events),
+            None => Control::Qmp(RefCell::new(Qmp::connect(socket)?)),
         };
         let this = Self { child, console, control };
         this.shell("mount -t cgroup2 cgroup2 /sys/fs/cgroup")?;
@@ -177,56 +185,61 @@ impl Elastic {
     /// It is another monitor.
     pub fn api(&self) -> Result<&Api> {
         match &self.control {
-            Control::Api(api) => Ok(api),
+            Control::Api(api, _) => Ok(api),
             Control::Qmp(_) => bail!("QEMU has no such API"),
         }
     }
 
-    /// Wants the guest to have `size` bytes more than at boot, through virtio-mem.
+    /// Powers the guest off from its shell and waits for the monitor to end; how long that took.
     ///
     /// # Errors
-    /// The monitor refuses.
-    pub fn ask(&self, guest: &Guest, size: u64) -> Result<()> {
-        match &self.control {
-            Control::Api(api) => {
-                let body = json!({ "desired_ram": guest.boot + size });
-                api.put_json("vm.resize", &body)?.expect(204)?;
-            }
-            Control::Qmp(qmp) => {
-                let wish = json!({ "path": "mem", "property": "requested-size", "value": size });
-                qmp.borrow_mut().execute("qom-set", wish)?;
-            }
-        }
-        Ok(())
+    /// It did not end well.
+    pub fn power_off(mut self) -> Result<Duration> {
+        let start = Instant::now();
+        self.console.send("poweroff -f\n")?;
+        let status = self.child.0.wait()?;
+        ensure!(status.success(), "the monitor ended with {status}");
+        Ok(start.elapsed())
     }
 
-    /// What the guest has more than at boot.
+    /// Tessera's events.
     ///
     /// # Errors
-    /// The monitor does not answer.
-    pub fn plugged(&self, guest: &Guest) -> Result<u64> {
+    /// It is another monitor.
+    pub fn events(&self) -> Result<&Events> {
         match &self.control {
-            Control::Api(api) => {
-                let info = api.get("vm.info")?.expect(200)?;
-                let size = info.body["memory_actual_size"].as_u64().context("no size")?;
-                Ok(size - guest.boot)
-            }
-            Control::Qmp(qmp) => {
-                let question = json!({ "path": "mem", "property": "size" });
-                let size = qmp.borrow_mut().execute("qom-get", question)?;
-                size.as_u64().context("no size")
-            }
+            Control::Api(_, events) => Ok(events),
+            Control::Qmp(_) => bail!("QEMU has no such events"),
         }
     }
 
-    /// Asks for a size and waits until the guest has it; the time that took.
+    /// Wants the guest to have `size` bytes more than at boot through virtio-mem, and waits until
+    /// it has; the time that took.
     ///
     /// # Errors
-    /// The guest does not get there within `limit`.
+    /// The monitor refuses, or the guest does not get there within `limit`.
     pub fn reach(&self, guest: &Guest, size: u64, limit: Duration) -> Result<Duration> {
         let start = Instant::now();
-        self.ask(guest, size)?;
-        wait(start, size, limit, || self.plugged(guest))
+        match &self.control {
+            Control::Api(api, events) => {
+                events.forget();
+                let body = json!({ "desired_ram": guest.boot + size });
+                api.put_json("vm.resize", &body)?.expect(204)?;
+                let done =
+                    |event: &Value| event["source"] == "memory" && event["event"] == "resized";
+                events.wait(limit, done)?;
+                Ok(start.elapsed())
+            }
+            Control::Qmp(qmp) => {
+                let mut qmp = qmp.borrow_mut();
+                let wish = json!({ "path": "mem", "property": "requested-size", "value": size });
+                qmp.execute("qom-set", wish)?;
+                wait(start, size, limit, || {
+                    let question = json!({ "path": "mem", "property": "size" });
+                    qmp.execute("qom-get", question)?.as_u64().context("no size")
+                })
+            }
+        }
     }
 
     /// Wants the guest to have `size` bytes in all through QEMU's balloon and waits until it has;

@@ -45,8 +45,13 @@ impl<'a> Hogs<'a> {
     pub fn kill(&mut self, number: usize) -> Result<()> {
         let pid = self.pid(number)?;
         self.vm.shell(&format!("kill -9 {pid}; while [ -e /proc/{pid} ]; do usleep 5000; done"))?;
-        self.alive[number] = None;
+        self.forget(number);
         Ok(())
+    }
+
+    /// Hog `number` was killed by other means.
+    pub fn forget(&mut self, number: usize) {
+        self.alive[number] = None;
     }
 
     /// Has all of those that are left check what they wrote.

@@ -9,6 +9,7 @@ pub mod api;
 pub mod comparison;
 pub mod cpu;
 pub mod elastic;
+pub mod events;
 pub mod facts;
 pub mod figure;
 pub mod hogs;

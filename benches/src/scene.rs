@@ -1,11 +1,10 @@
 //! A guest with functions that end one by one.
 
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use serde_json::json;
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 use crate::cpu::CpuTime;
 use crate::elastic::{Elastic, Guest, MIB};
@@ -98,15 +97,19 @@ impl Scene {
         Ok(releases)
     }
 
-    /// Kills function `number`, whose memory is then free.
+    /// Kills all processes of function `number` and waits until its memory is free in the guest.
     ///
     /// # Errors
-    /// It was killed before.
+    /// The guest hangs.
     pub fn kill(&self, hogs: &mut Hogs<'_>, number: u64) -> Result<()> {
-        hogs.kill(number as usize)?;
+        let cgroup = format!("/sys/fs/cgroup/fn{number}");
+        self.vm.shell(&format!(
+            "echo 1 > {cgroup}/cgroup.kill; \
+             while grep -q 'populated 1' {cgroup}/cgroup.events; do usleep 2000; done"
+        ))?;
+        hogs.forget(number as usize);
         if self.way == Way::Partition {
-            let file = format!("/sys/fs/cgroup/fn{number}/memory.partition");
-            self.vm.shell(&format!("echo none > {file}"))?;
+            self.vm.shell(&format!("echo none > {cgroup}/memory.partition"))?;
         }
         Ok(())
     }
@@ -180,21 +183,15 @@ impl Scene {
     }
 
     fn add_partition(&self, id: &str, size: u64) -> Result<()> {
+        let (api, events) = (self.vm.api()?, self.vm.events()?);
+        events.forget();
         let body = json!({ "id": id, "size": size, "release": "manual" });
-        let api = self.vm.api()?;
         api.put_json("vm.add-partition", &body)?.expect(200)?;
-        let start = Instant::now();
-        loop {
-            let list = api.get("vm.partitions")?.expect(200)?;
-            let partitions = list.body.as_array().context("vm.partitions is no list")?;
-            if partitions.iter().any(|one| one["id"] == id && one["state"] == "plugged") {
-                return Ok(());
-            }
-            if start.elapsed() > LIMIT {
-                bail!("the guest does not take partition {id}: {}", list.body);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        let plugged = |event: &Value| {
+            let what = &event["properties"];
+            event["source"] == "partition" && what["id"] == id && what["state"] == "Plugged"
+        };
+        events.wait(LIMIT, plugged).map(|_| ())
     }
 
     /// Pages that the guest has moved so far.

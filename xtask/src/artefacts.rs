@@ -12,37 +12,47 @@ use crate::{guest_programs, initramfs, lab};
 /// The variable that names the disk of the Debian guest.
 const IMAGE: &str = "TESSERA_DEBIAN_IMAGE";
 
-/// All guest artefacts, whole and in the cache.
+/// Guest artefacts, whole and in the cache.
 pub(crate) struct Artefacts {
     kernel: Kernel,
     initramfs: PathBuf,
     guest_programs: PathBuf,
-    debian: DebianGuest,
+    debian: Option<DebianGuest>,
 }
 
 impl Artefacts {
     /// Finds each one in the cache, or builds it.
     pub(crate) fn ensure(cache: &Cache) -> Result<Self> {
+        Ok(Self { debian: Some(rootfs::ensure(cache)?), ..Self::ensure_ours(cache)? })
+    }
+
+    /// The same without the Debian guest.
+    pub(crate) fn ensure_ours(cache: &Cache) -> Result<Self> {
         Ok(Self {
             kernel: kernel::ensure(cache)?,
             initramfs: initramfs::ensure(cache)?,
             guest_programs: guest_programs::ensure(cache)?,
-            debian: rootfs::ensure(cache)?,
+            debian: None,
         })
     }
 
     /// The environment variables that name them.
-    pub(crate) fn variables(&self) -> [(&'static str, &Path); 8] {
-        [
-            ("TESSERA_VMLINUX", &self.kernel.vmlinux),
+    pub(crate) fn variables(&self) -> Vec<(&'static str, &Path)> {
+        let mut variables = vec![
+            ("TESSERA_VMLINUX", self.kernel.vmlinux.as_path()),
             ("TESSERA_BZIMAGE", &self.kernel.bzimage),
             ("TESSERA_MODULE", &self.kernel.module),
             ("TESSERA_INITRAMFS", &self.initramfs),
             ("TESSERA_PROGRAMS_INITRAMFS", &self.guest_programs),
-            (IMAGE, &self.debian.image),
-            ("TESSERA_DEBIAN_KERNEL", &self.debian.kernel),
-            ("TESSERA_DEBIAN_INITRD", &self.debian.initrd),
-        ]
+        ];
+        variables.extend(self.debian.iter().flat_map(|debian| {
+            [
+                (IMAGE, debian.image.as_path()),
+                ("TESSERA_DEBIAN_KERNEL", &debian.kernel),
+                ("TESSERA_DEBIAN_INITRD", &debian.initrd),
+            ]
+        }));
+        variables
     }
 
     /// The job with these variables in its environment. It may write to the Debian image: what it

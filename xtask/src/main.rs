@@ -52,9 +52,6 @@ enum Command {
     Check,
     /// Boot a guest and show it.
     Demo,
-    /// The part of the demo that runs where guests run.
-    #[command(hide = true)]
-    DemoShow(demo::Options),
     /// Run the benchmark programs; NAME picks one.
     Bench(bench::Options),
 }
@@ -80,7 +77,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(options) => return test::run(&cache, &options),
         Command::Check => return check::run(),
         Command::Demo => demo::run(&cache)?,
-        Command::DemoShow(options) => demo::show(&options)?,
         Command::Bench(options) => bench::run(&cache, &options)?,
     }
     Ok(ExitCode::SUCCESS)
