@@ -60,6 +60,32 @@ pub struct Guest {
     pub balloon: bool,
 }
 
+/// How long the guest's driver took for a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// All of it.
+    pub total: Duration,
+    /// The part in which it waited for the device to answer.
+    pub request: Duration,
+}
+
+impl Timing {
+    /// The guest's own part.
+    pub fn guest(&self) -> Duration {
+        self.total.saturating_sub(self.request)
+    }
+
+    /// Reads pairs of names and numbers.
+    fn parse(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let nanos = |name| {
+            let at = words.iter().position(|word| *word == name)?;
+            words.get(at + 1)?.parse().ok().map(Duration::from_nanos)
+        };
+        Some(Self { total: nanos("total_ns")?, request: nanos("request_ns")? })
+    }
+}
+
 impl Guest {
     /// One vCPU, `boot` bytes of memory and no room for more, with the files that `cargo xtask`
     /// names, staged in `place`.
@@ -190,6 +216,16 @@ impl Elastic {
         }
     }
 
+    /// What the guest's driver says of its last plug (`last_plug`) or release (`last_release`) of a
+    /// partition.
+    ///
+    /// # Errors
+    /// The guest has no partitions.
+    pub fn partition_timing(&self, file: &str) -> Result<Timing> {
+        let text = self.shell(&format!("cat /sys/bus/virtio/devices/*/partitions/{file}"))?;
+        Timing::parse(&text).with_context(|| format!("{file} holds {text:?}"))
+    }
+
     /// Powers the guest off from its shell and waits for the monitor to end; how long that took.
     ///
     /// # Errors
@@ -312,4 +348,16 @@ fn qemu(guest: &Guest, socket: &Path) -> Command {
     command.arg("-kernel").arg(&guest.vmlinux).arg("-initrd").arg(&guest.initramfs);
     command.arg("-append").arg(kernel_command_line(guest));
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_part_is_what_the_request_did_not_take() {
+        let text = "id 7 cookie 9 bytes 4096 wait_ns 1 total_ns 5000 request_ns 3500 memmap_ns 0";
+        assert_eq!(Timing::parse(text).unwrap().guest(), Duration::from_nanos(1500));
+        assert_eq!(Timing::parse("id 7 total_ns 5000"), None);
+    }
 }

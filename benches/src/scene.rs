@@ -42,6 +42,8 @@ pub struct Release {
     pub migrated: u64,
     /// The part of `time` that the host took to free; Tessera only.
     pub host: Option<Duration>,
+    /// The guest's work without the request; partitions only.
+    pub guest: Option<Duration>,
     /// Requests that gave memory back; Tessera only.
     pub requests: Option<u64>,
     /// Functions that were still there.
@@ -136,6 +138,7 @@ impl Scene {
             cpu,
             migrated: self.migrated()? - migrated,
             host: since(|(_, micros)| micros).map(Duration::from_micros),
+            guest: self.guest_work()?,
             requests: since(|(requests, _)| requests),
             left,
         })
@@ -189,9 +192,17 @@ impl Scene {
         api.put_json("vm.add-partition", &body)?.expect(200)?;
         let plugged = |event: &Value| {
             let what = &event["properties"];
-            event["source"] == "partition" && what["id"] == id && what["state"] == "Plugged"
+            event["source"] == "partition" && what["id"] == id && what["state"] == "plugged"
         };
         events.wait(LIMIT, plugged).map(|_| ())
+    }
+
+    /// What the guest took for its last release, without the request.
+    fn guest_work(&self) -> Result<Option<Duration>> {
+        match self.way {
+            Way::Partition => self.vm.partition_timing("last_release").map(|t| Some(t.guest())),
+            _ => Ok(None),
+        }
     }
 
     /// Pages that the guest has moved so far.

@@ -157,6 +157,9 @@ fn details<'a>(
         of("the host's part", Unit::Seconds, 0, &|release| {
             release.host.map(|time| time.as_secs_f64())
         }),
+        of("the guest's part, without the request", Unit::Seconds, 0, &|release| {
+            release.guest.map(|time| time.as_secs_f64())
+        }),
         of("CPU time of the vCPU", Unit::Seconds, 0, &|release| {
             Some(release.cpu.vcpus.as_secs_f64())
         }),

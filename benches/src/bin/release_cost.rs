@@ -111,6 +111,7 @@ fn region(size: usize, huge: bool) -> Result<(Arc<GuestMemory>, HotplugMemory)> 
         thp: huge,
         mergeable: false,
         reserve: false,
+        host_node: None,
     };
     let range = START..START + size as u64;
     let room = Room { range, memory: &memory, block: Some(Bytes::mib(2)) };

@@ -1,0 +1,206 @@
+//! `plug`: a function is to start, and gets memory. How long until it has it, by size and by the way
+//! it is given.
+//!
+//! A partition at a place that never had one (the guest makes its bookkeeping first), at one that it
+//! has prepared, and again at one that was given back; and, for comparison, a stock guest that
+//! grows, under Tessera and under QEMU. Results go to `plug.json`, `.md` and `.svg`, and as tables
+//! to the terminal.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use benches::comparison::{Comparison, Entry, Merit};
+use benches::elastic::{Elastic, Guest, MIB, Monitor};
+use benches::facts::Machine;
+use benches::place::Place;
+use benches::samples::Samples;
+use benches::unit::Unit;
+use clap::Parser;
+use serde_json::{Value, json};
+
+/// For one plug.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The size that the guest's own time is shown for, in MiB.
+const DETAILED: u64 = 1024;
+
+/// How to run the measurement.
+#[derive(Parser)]
+#[command(about = "Memory for a function that is to start, by size and by way")]
+struct Options {
+    /// Folder for the results.
+    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
+    out: PathBuf,
+    /// Guests of each kind.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Memory of the function, in MiB.
+    #[arg(long, default_value = "128,512,1024", value_delimiter = ',')]
+    sizes: Vec<u64>,
+}
+
+/// A way to give memory to a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Again,
+    Prepared,
+    First,
+    Stock,
+    Qemu,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Again => "a partition again",
+            Self::Prepared => "a prepared partition",
+            Self::First => "a partition, first time",
+            Self::Stock => "Tessera, stock virtio-mem",
+            Self::Qemu => "QEMU, stock virtio-mem",
+        }
+    }
+}
+
+/// What one plug took.
+#[derive(Clone, Copy, Debug)]
+struct Plug {
+    /// Seen from the host.
+    host: Duration,
+    /// Seen from the guest's driver, with and without the request; partitions only.
+    guest: Option<Duration>,
+}
+
+/// By size in MiB and way.
+type Measured = BTreeMap<(u64, Way), Vec<Plug>>;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("plug: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let place = Place::new()?;
+    let base = Guest::staged(&place, 512 * MIB)?;
+    let total = options.sizes.iter().sum::<u64>() * MIB;
+    let mut measured = Measured::new();
+    // The first round warms up: the lab translates each program's code when it first runs.
+    for round in 0..=options.runs {
+        let mut plugs = Vec::new();
+        partitions(&place, &base, (total, 0), &options.sizes, &mut plugs)?;
+        partitions(&place, &base, (total, total), &options.sizes, &mut plugs)?;
+        for (way, monitor) in [(Way::Stock, Monitor::Tessera), (Way::Qemu, Monitor::Qemu)] {
+            stock(&place, &base, way, monitor, &options.sizes, &mut plugs)?;
+        }
+        for (case, plug) in plugs {
+            measured.entry(case).or_default().extend((round > 0).then_some(plug));
+        }
+        eprintln!("{round} of {} rounds", options.runs);
+    }
+    report(&measured, options, &base.kernel_release()?)?.publish(&options.out)
+}
+
+type Plugs = Vec<((u64, Way), Plug)>;
+
+/// Each size at a place of its own. Without preparation, then the same place again.
+fn partitions(
+    place: &Place,
+    base: &Guest,
+    (total, prepared): (u64, u64),
+    sizes: &[u64],
+    plugs: &mut Plugs,
+) -> Result<()> {
+    let memory = json!({ "partitions": { "size": total, "prepare": prepared } });
+    let guest = Guest { room: 128 * MIB, memory, ..base.clone() };
+    let vm = Elastic::boot(Monitor::Tessera, &guest, &place.socket())?;
+    let ready =
+        format!("until [ $(cat /sys/bus/virtio/devices/*/partitions/prepared) -ge {prepared} ]");
+    vm.shell(&format!("{ready}; do usleep 20000; done"))?;
+    for &mib in sizes {
+        let first = if prepared == 0 { Way::First } else { Way::Prepared };
+        plugs.push(((mib, first), add(&vm, &format!("first-{mib}"), mib)?));
+        if prepared == 0 {
+            let gone = json!({ "id": format!("first-{mib}"), "timeout_ms": 60_000 });
+            vm.api()?.put_json("vm.remove-partition", &gone)?.expect(200)?;
+            plugs.push(((mib, Way::Again), add(&vm, &format!("again-{mib}"), mib)?));
+        }
+    }
+    Ok(())
+}
+
+fn add(vm: &Elastic, id: &str, mib: u64) -> Result<Plug> {
+    let events = vm.events()?;
+    events.forget();
+    let body = json!({ "id": id, "size": mib * MIB, "release": "manual" });
+    let start = Instant::now();
+    vm.api()?.put_json("vm.add-partition", &body)?.expect(200)?;
+    let plugged = |event: &Value| {
+        let what = &event["properties"];
+        event["source"] == "partition" && what["id"] == id && what["state"] == "plugged"
+    };
+    events.wait(LIMIT, plugged).with_context(|| format!("partition {id}"))?;
+    let host = start.elapsed();
+    Ok(Plug { host, guest: Some(vm.partition_timing("last_plug")?.total) })
+}
+
+fn stock(
+    place: &Place,
+    base: &Guest,
+    way: Way,
+    monitor: Monitor,
+    sizes: &[u64],
+    plugs: &mut Plugs,
+) -> Result<()> {
+    let guest = Guest { room: sizes.iter().sum::<u64>() * MIB, ..base.clone() };
+    let vm = Elastic::boot(monitor, &guest, &place.socket())?;
+    let mut has = 0;
+    for &mib in sizes {
+        has += mib * MIB;
+        let host = vm.reach(&guest, has, LIMIT)?;
+        plugs.push(((mib, way), Plug { host, guest: None }));
+    }
+    Ok(())
+}
+
+fn report(measured: &Measured, options: &Options, release: &str) -> Result<Comparison> {
+    let merit = |name: &str, mib: u64, value: fn(&Plug) -> Option<Duration>| -> Result<Merit> {
+        let mut entries = Vec::new();
+        for ((_, way), plugs) in measured.iter().filter(|((size, _), _)| *size == mib) {
+            let values: Vec<f64> =
+                plugs.iter().filter_map(|plug| Some(value(plug)?.as_secs_f64())).collect();
+            if !values.is_empty() {
+                let samples = Samples::new(values)?;
+                entries.push(Entry { name: way.name().to_owned(), samples });
+            }
+        }
+        Ok(Merit::new(name, Unit::Seconds, entries))
+    };
+    let mut merits = Vec::new();
+    for &mib in &options.sizes {
+        merits.push(merit(&format!("{mib} MiB, seen from the host"), mib, |plug| Some(plug.host))?);
+    }
+    if options.sizes.contains(&DETAILED) {
+        let name = format!("{DETAILED} MiB, the guest's driver, request included");
+        merits.push(merit(&name, DETAILED, |plug| plug.guest)?);
+    }
+    Ok(Comparison {
+        name: "plug".into(),
+        title: "A function starts: memory for it".into(),
+        how: format!(
+            "{} guests of each kind, in turn; same kernel (Linux {release}), 1 vCPU. Time from the \
+             wish until the monitor says that the guest has the memory.",
+            options.runs
+        ),
+        command: "cargo xtask bench plug".into(),
+        machine: Machine::read(),
+        merits,
+    })
+}
