@@ -9,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 pub enum Artefact {
     /// The monitor, built for release.
     Tessera,
+    /// The command that steers a VM's memory, built for release.
+    Memctl,
     /// Our guest kernel as an ELF file.
     Vmlinux,
     /// Our guest kernel as a bzImage.
@@ -30,6 +32,7 @@ impl Artefact {
     pub const fn variable(self) -> &'static str {
         match self {
             Self::Tessera => "TESSERA_BIN",
+            Self::Memctl => "MEMCTL_BIN",
             Self::Vmlinux => "TESSERA_VMLINUX",
             Self::BzImage => "TESSERA_BZIMAGE",
             Self::Initramfs => "TESSERA_INITRAMFS",

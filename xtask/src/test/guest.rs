@@ -43,6 +43,7 @@ struct Bench {
     lab: Lab,
     artefacts: Artefacts,
     tessera: PathBuf,
+    memctl: PathBuf,
     start: Instant,
     queue: Mutex<VecDeque<Group>>,
 }
@@ -60,8 +61,10 @@ pub(super) fn run(cache: &Cache, programs: &[Program], filter: &str) -> Result<T
     let lab = Lab::find(cache, false)?;
     step("building tessera for the guest tests");
     let tessera = cargo::release_binary("vmm", "tessera")?;
+    let memctl = cargo::release_binary("memctl", "memctl")?;
     step(&format!("guest tests: {} groups of up to {GROUP}", queue.len()));
-    let bench = Bench { lab, artefacts, tessera, start: Instant::now(), queue: queue.into() };
+    let bench =
+        Bench { lab, artefacts, tessera, memctl, start: Instant::now(), queue: queue.into() };
     let mut total = Tally::default();
     thread::scope(|scope| {
         let workers: Vec<_> = (0..LABS).map(|_| scope.spawn(|| bench.work())).collect();
@@ -141,7 +144,8 @@ impl Bench {
         let job = Job::new(command)?
             .in_directory(group.directory.clone())
             .with_variable("CARGO_MANIFEST_DIR", &group.directory)
-            .with_variable("TESSERA_BIN", &self.tessera);
+            .with_variable("TESSERA_BIN", &self.tessera)
+            .with_variable("MEMCTL_BIN", &self.memctl);
         Ok(self.artefacts.given_to(job))
     }
 }
