@@ -16,6 +16,7 @@ mod instance;
 mod memory;
 mod partitions;
 mod refused;
+mod slots;
 
 use std::io;
 use std::os::fd::AsRawFd;

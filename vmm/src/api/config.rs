@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use memory::{
-    DistanceConfig, HotplugMethod, MemoryConfig, NumaConfig, PartitionsConfig, RefusedAccess,
-    ZoneConfig,
+    DistanceConfig, HotplugMethod, MemoryConfig, NumaConfig, PartitionsConfig, PartitionsMode,
+    RefusedAccess, ZoneConfig,
 };
 pub use parse::ConfigError;
 pub(super) use parse::{body_from_json, object_from_file};

@@ -39,6 +39,9 @@ pub struct PartitionReply {
     /// To `vm.remove-partition`: microseconds from that call until the host had all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub removal_us: Option<u64>,
+    /// The guest's NUMA node that its memory is, where it has one to itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<u16>,
     /// Where it lies, ascending.
     pub extents: Vec<ExtentReply>,
     /// What the guest shows its userspace.
@@ -83,6 +86,7 @@ impl From<&PartitionView> for PartitionReply {
             unplugs: view.counters.unplugs,
             last_release_us: view.last_release.map(micros),
             removal_us: None,
+            node: None,
             extents: Vec::new(),
             cookie: view.cookie.0,
         }

@@ -207,6 +207,7 @@ mod tests {
             unplugs: 1,
             last_release_us: Some(250),
             removal_us: None,
+            node: None,
             extents: Vec::new(),
             cookie: 0,
         }

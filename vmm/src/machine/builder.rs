@@ -214,7 +214,7 @@ impl<'a> Builder<'a> {
         let (id, start) = (&device.id, self.rooms[index].start);
         let geometry = Geometry::new(start, device.block, device.size).map_err(device_error(id))?;
         let layout = match device.role {
-            Role::Zone { .. } => Layout::shared_only(geometry),
+            Role::Zone { .. } | Role::Slot => Layout::shared_only(geometry),
             Role::Partitions { max: max_partitions, .. } => {
                 Layout { geometry, shared_area: Blocks::ZERO, cap: None, max_partitions }
             }
@@ -226,6 +226,7 @@ impl<'a> Builder<'a> {
                 handle.resize_shared(plugged_at_boot, None).map(drop)
             }
             Role::Partitions { prepare, .. } => handle.prepare(prepare),
+            Role::Slot => Ok(()),
         }
         .map_err(device_error(id))?;
         let model = Model { memory: Some(handle), ..Model::counting(move || counters.list()) };

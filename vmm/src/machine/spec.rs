@@ -189,6 +189,9 @@ pub enum Role {
         /// For how much of the room the guest is to have its bookkeeping ready.
         prepare: Bytes,
     },
+    /// One partition at a time, of a guest without the channel. Its [`MemDevice::node`] is there,
+    /// and nothing else in it.
+    Slot,
 }
 
 /// What becomes of a VM that reaches, or sends a device, to memory it does not have.

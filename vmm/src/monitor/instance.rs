@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use devices::virtio::mem::MemHandle;
 use log::info;
-use memctl::Bytes;
+use memctl::{Bytes, PartitionName};
 use vmm_sys_util::epoll::Epoll;
 
-use super::partitions::{self, Partitions, Removal, Waiting, Wish};
+use super::memory::Listeners;
+use super::partitions::{self, Home, HostFree, Partitions, Removal, Wish};
+use super::slots::{self, SlotTable, Slots};
 use super::{Error, memory, refused};
 use crate::api::config::{CharConfig, VmConfig};
 use crate::api::{
@@ -28,8 +30,8 @@ pub(super) struct Instance {
     serial: Arc<Epoll>,
     events: EventMonitor,
     machine: Option<Machine>,
-    /// Who waits for its guest.
-    waiting: Arc<Waiting>,
+    /// Who waits for its guest, and is told of its memory.
+    listeners: Listeners,
 }
 
 impl Instance {
@@ -44,8 +46,10 @@ impl Instance {
         let characters = Characters::open(&spec)?;
         show_pty(&characters.serial, &mut config.serial);
         show_pty(&characters.console, &mut config.console);
-        let (machine, waiting) = (None, Arc::default());
-        Ok(Self { config, spec, characters, signals, serial, events, machine, waiting })
+        let (waiting, slots) = (Arc::default(), Arc::new(SlotTable::new(&spec)));
+        let listeners = Listeners { events: events.clone(), waiting, slots };
+        let machine = None;
+        Ok(Self { config, spec, characters, signals, serial, events, machine, listeners })
     }
 
     /// Carries out a request to an existing VM: the transitions drawn in [`super`].
@@ -54,7 +58,7 @@ impl Instance {
             (_, Request::Info) => return Ok(Reply::Info(Box::new(self.info()))),
             (_, Request::Resize { desired_ram }) => self.resize(desired_ram)?,
             (_, Request::ResizeZone { id, desired_ram }) => self.resize_zone(&id, desired_ram)?,
-            (_, Request::Partitions) => return Ok(partitions::list(self.partition_memory())),
+            (_, Request::Partitions) => return Ok(self.partitions()),
             (
                 Some(_),
                 request @ (Request::AddPartition { .. }
@@ -92,13 +96,15 @@ impl Instance {
             characters: &self.characters,
             serial: &self.serial,
             memory_observer: &|id| {
-                memory::observer(id, self.events.clone(), Arc::clone(&self.waiting))
+                let slot = slots::devices(&self.spec).position(|device| device.id == id);
+                self.listeners.observer(slot, id)
             },
         };
         let mut machine = Builder::build(&self.spec, around)?;
         if let Some(memory) = machine.memory(PARTITIONS_ID) {
             partitions::renew(memory, wishes);
         }
+        self.slots(&machine).renew();
         machine.resume()?;
         self.machine = Some(machine);
         self.events.event("vm", "booted", &[]);
@@ -133,30 +139,73 @@ impl Instance {
         self.machine()?.memory(PARTITIONS_ID)
     }
 
+    fn slots<'a>(&'a self, machine: &'a Machine) -> Slots<'a> {
+        let Listeners { waiting, slots: table, .. } = &self.listeners;
+        let slots = slots::devices(&self.spec);
+        Slots {
+            slots: slots.filter_map(|device| Some((device, machine.memory(&device.id)?))).collect(),
+            table,
+            waiting,
+            host_free: self.host_free(machine),
+        }
+    }
+
+    fn host_free<'a>(&'a self, machine: &'a Machine) -> HostFree<'a> {
+        Box::new(|id| memory::host_free(&self.spec, machine, id))
+    }
+
+    /// All partitions; none where the VM does not run.
+    fn partitions(&self) -> Reply {
+        let mut list = self.partition_memory().map(partitions::list).unwrap_or_default();
+        list.extend(self.machine().into_iter().flat_map(|machine| self.slots(machine).list()));
+        Reply::Partitions(list)
+    }
+
     /// Carries out a request about one partition.
     fn partition(&self, request: Request) -> Result<Reply, ApiError> {
-        let memory = self.machine().zip(self.partition_memory());
-        let Some((machine, memory)) = memory else {
-            let text = "the VM has no room for partitions; create it with memory.partitions";
-            return Err(ApiError::new(ErrorKind::WrongState, text));
-        };
-        let partitions = Partitions { memory, waiting: &self.waiting };
-        let host_free = || memory::host_free(&self.spec, machine, PARTITIONS_ID);
+        let Some(machine) = self.machine() else { return Err(self.not_now(&request)) };
         match request {
-            Request::AddPartition { id, size, policy, cookie } => {
-                partitions.add(Wish { name: id, cookie, size, policy }, host_free())
+            Request::AddPartition { id: name, size, policy, cookie } => {
+                self.home(machine, &name)?.add(Wish { name, cookie, size, policy })
             }
-            Request::ResizePartition { id, size } => partitions.resize(&id, size, host_free()),
-            Request::RemovePartition { id, timeout, evacuate } => {
-                partitions.remove(Removal { name: id, timeout, evacuate })
+            Request::ResizePartition { id, size } => self.home(machine, &id)?.resize(&id, size),
+            Request::RemovePartition { id: name, timeout, evacuate } => {
+                self.home(machine, &name)?.remove(&Removal { name, timeout, evacuate })
             }
             request => Err(self.not_now(&request)),
+        }
+    }
+
+    /// Where the partition called `name` is, or would be: in a slot when it is in one, or when there
+    /// are slots and the guest has no channel.
+    fn home<'a>(
+        &'a self,
+        machine: &'a Machine,
+        name: &PartitionName,
+    ) -> Result<Box<dyn Home + 'a>, ApiError> {
+        let slots = self.slots(machine);
+        let holds = |memory: &MemHandle| memory.find_partition(name.as_str()).is_some();
+        let fits = |memory: &&MemHandle| {
+            !slots.holds(name) && (slots.none() || memory.channel_is_up() || holds(memory))
+        };
+        match machine.memory(PARTITIONS_ID).filter(fits) {
+            Some(memory) => Ok(Box::new(Partitions {
+                memory,
+                waiting: &self.listeners.waiting,
+                host_free: self.host_free(machine),
+            })),
+            None if slots.none() => {
+                let text = "the VM has no room for partitions; create it with memory.partitions";
+                Err(ApiError::new(ErrorKind::WrongState, text))
+            }
+            None => Ok(Box::new(slots)),
         }
     }
 
     /// Ends the machine at once and keeps the configuration.
     fn shutdown(&mut self) {
         self.end();
+        self.listeners.slots = Arc::new(SlotTable::new(&self.spec));
         info!("the VM was shut down");
         self.events.event("vm", "shutdown", &[]);
     }
@@ -164,13 +213,14 @@ impl Instance {
     /// Drops the machine, and tells who waits for its guest that it is gone.
     fn end(&mut self) {
         self.machine = None;
-        self.waiting = Arc::default();
+        self.listeners.waiting = Arc::default();
     }
 
     /// Replaces the machine by a fresh one, whose guest is asked for the same partitions.
     pub(super) fn reboot(&mut self) -> Result<(), machine::Error> {
         self.events.event("vm", "rebooting", &[]);
         let wishes = self.partition_memory().map(partitions::wishes).unwrap_or_default();
+        self.listeners.slots = Arc::new(self.listeners.slots.renewed());
         // The old machine's memory is given back before the new one's is taken.
         self.end();
         self.boot_with(wishes)?;

@@ -7,6 +7,7 @@ use devices::virtio::mem::{MemError, MemEvent, Observer};
 use memctl::{Bytes, HostError};
 
 use super::partitions::{self, Waiting};
+use super::slots::SlotTable;
 use crate::api::{ApiError, ErrorKind, EventMonitor};
 use crate::machine::Machine;
 use crate::machine::spec::{Role, Spec};
@@ -101,21 +102,35 @@ pub(super) fn refused(field: &'static str) -> impl Fn(MemError) -> ApiError {
     }
 }
 
-/// Passes on what the memory device `id` tells, to whoever listens and to who waits.
-pub(super) fn observer(id: &str, events: EventMonitor, waiting: Arc<Waiting>) -> Observer {
-    let id = id.to_owned();
-    Box::new(move |event| match event {
-        MemEvent::SharedPlugged { requested, plugged } => {
-            let name = if requested == plugged { "resized" } else { "resizing" };
-            let (requested, plugged) = (requested.as_u64(), plugged.as_u64());
-            let properties: [(&str, &dyn Display); 3] =
-                [("id", &id), ("requested", &requested), ("plugged", &plugged)];
-            events.event("memory", name, &properties);
-        }
-        MemEvent::PartitionChanged { partition, from } => {
-            partitions::changed(&partition, from, &waiting, &events);
-        }
-    })
+/// Who a machine's memory tells, and who waits for it.
+#[derive(Clone)]
+pub(super) struct Listeners {
+    pub(super) events: EventMonitor,
+    pub(super) waiting: Arc<Waiting>,
+    pub(super) slots: Arc<SlotTable>,
+}
+
+impl Listeners {
+    /// Passes on what the memory device `id` tells, which is that of slot number `slot`, if any.
+    pub(super) fn observer(&self, slot: Option<usize>, id: &str) -> Observer {
+        let Self { events, waiting, slots } = self.clone();
+        let id = id.to_owned();
+        Box::new(move |event| match (event, slot) {
+            (MemEvent::SharedPlugged { requested, plugged }, Some(slot)) => {
+                slots.moved(slot, (requested, plugged), &waiting, &events);
+            }
+            (MemEvent::SharedPlugged { requested, plugged }, None) => {
+                let name = if requested == plugged { "resized" } else { "resizing" };
+                let (requested, plugged) = (requested.as_u64(), plugged.as_u64());
+                let properties: [(&str, &dyn Display); 3] =
+                    [("id", &id), ("requested", &requested), ("plugged", &plugged)];
+                events.event("memory", name, &properties);
+            }
+            (MemEvent::PartitionChanged { partition, from }, _) => {
+                partitions::changed(&partition, from, &waiting, &events);
+            }
+        })
+    }
 }
 
 #[cfg(test)]

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use devices::virtio::mem::{MemHandle, PartitionView};
 use log::error;
-use memctl::{
-    Bytes, Cookie, PartitionId, PartitionName, PartitionState, Partitioner, Policy, Resize,
-};
+use memctl::{Bytes, Cookie, PartitionName, PartitionState, Policy, Resize};
 
 use super::memory::refused;
 use crate::api::{
     ApiError, ErrorKind, EventMonitor, PartitionReply, Pending, Promise, Reply, Request, micros,
 };
+use crate::machine::spec::PARTITIONS_ID;
 
 /// What a client wants of a new partition.
 pub(super) struct Wish {
@@ -33,18 +32,40 @@ pub(super) struct Removal {
     pub(super) evacuate: bool,
 }
 
-/// The partitions of one machine. Dropped with it, which tells who waits that the VM is gone.
+/// What the host can still give through the memory device with an id; `None` to promise anything.
+pub(super) type HostFree<'a> = Box<dyn Fn(&str) -> Option<Bytes> + 'a>;
+
+/// Where partitions are: in the region of a guest with the channel, or each in a slot.
+pub(super) trait Home {
+    /// Asks the guest to take a new one.
+    ///
+    /// # Errors
+    /// The guest can't, the name is taken, or there is no room in the VM or on the host.
+    fn add(&self, wish: Wish) -> Result<Reply, ApiError>;
+
+    /// Wants one to have another size. Nothing to say when it has it.
+    ///
+    /// # Errors
+    /// There is none of that name, or no room in the VM or on the host.
+    fn resize(&self, name: &PartitionName, size: Bytes) -> Result<Reply, ApiError>;
+
+    /// Wants one back: answers later when the client waits, and at once what has come of it so far
+    /// when it does not.
+    ///
+    /// # Errors
+    /// There is none of that name; or it is still there and nobody waits.
+    fn remove(&self, removal: &Removal) -> Result<Reply, ApiError>;
+}
+
+/// The partitions of one machine, in a region of their own.
 pub(super) struct Partitions<'a> {
     pub(super) memory: &'a MemHandle,
     pub(super) waiting: &'a Waiting,
+    pub(super) host_free: HostFree<'a>,
 }
 
-impl Partitions<'_> {
-    /// Asks the guest to take a new one. `host_free` is what the host can still give.
-    ///
-    /// # Errors
-    /// The guest has no channel, or there is no room.
-    pub(super) fn add(&self, wish: Wish, host_free: Option<Bytes>) -> Result<Reply, ApiError> {
+impl Home for Partitions<'_> {
+    fn add(&self, wish: Wish) -> Result<Reply, ApiError> {
         if !self.memory.channel_is_up() {
             let text = "the guest's kernel does not speak the partition channel, or has not got \
                         that far: boot one with Tessera's patches (guest-kernel-patches/), or use \
@@ -52,37 +73,25 @@ impl Partitions<'_> {
             return Err(ApiError::new(ErrorKind::WrongState, text));
         }
         let Wish { name, cookie, size, policy } = wish;
-        let added = self.memory.add_partition(name, cookie, size, policy, host_free);
+        let added =
+            self.memory.add_partition(name, cookie, size, policy, (self.host_free)(PARTITIONS_ID));
         Ok(self.shown(&added.map_err(refused("size"))?))
     }
 
-    /// Wants one to have another size. Nothing to say when it has it.
-    ///
-    /// # Errors
-    /// There is none of that name, or no room.
-    pub(super) fn resize(
-        &self,
-        name: &PartitionName,
-        size: Bytes,
-        host_free: Option<Bytes>,
-    ) -> Result<Reply, ApiError> {
+    fn resize(&self, name: &PartitionName, size: Bytes) -> Result<Reply, ApiError> {
         let partition = self.find(name)?;
-        let resized = self.memory.resize_partition(partition.id, size, host_free);
+        let resized =
+            self.memory.resize_partition(partition.id, size, (self.host_free)(PARTITIONS_ID));
         match resized.map_err(refused("size"))? {
             Resize::Unchanged => Ok(Reply::Done),
             Resize::Changed => Ok(self.shown(&partition)),
         }
     }
 
-    /// Wants one back: answers later when the client waits, and at once what has come of it so far
-    /// when it does not.
-    ///
-    /// # Errors
-    /// There is none of that name; or it is still there and nobody waits.
-    pub(super) fn remove(&self, removal: Removal) -> Result<Reply, ApiError> {
+    fn remove(&self, removal: &Removal) -> Result<Reply, ApiError> {
         let partition = self.find(&removal.name)?;
         // First the promise, then the wish: the guest may be quick.
-        let pending = self.waiting.add(partition.id, removal.timeout, &removal);
+        let pending = self.waiting.add(removal);
         if removal.evacuate {
             self.memory.ask_evacuation(partition.id).map_err(refused("id"))?;
         }
@@ -92,18 +101,14 @@ impl Partitions<'_> {
         }
         match self.memory.find_partition(removal.name.as_str()) {
             Some(left) if left.id == partition.id => Err(still_there(&left)),
-            _ => {
-                let gone = PartitionState::Absent;
-                let reply = PartitionReply { state: gone, size: 0, ..(&partition).into() };
-                Ok(Reply::Partition(reply.into()))
-            }
+            _ => Ok(gone(&partition)),
         }
     }
+}
 
+impl Partitions<'_> {
     fn find(&self, name: &PartitionName) -> Result<PartitionView, ApiError> {
-        self.memory.find_partition(name.as_str()).ok_or_else(|| {
-            ApiError::new(ErrorKind::NotFound, format!("there is no partition {name}"))
-        })
+        self.memory.find_partition(name.as_str()).ok_or_else(|| unknown(name))
     }
 
     /// A partition as it is now, or as it was when it is gone by now.
@@ -116,13 +121,23 @@ impl Partitions<'_> {
     }
 }
 
-/// All partitions, in the order in which they were added; none where there is no room for any.
-pub(super) fn list(memory: Option<&MemHandle>) -> Reply {
-    let list = |books: &Partitioner| {
+/// All partitions, in the order in which they were added.
+pub(super) fn list(memory: &MemHandle) -> Vec<PartitionReply> {
+    memory.look(|books| {
         let geometry = books.geometry();
         books.partitions().map(|one| PartitionReply::new(one, geometry)).collect()
-    };
-    Reply::Partitions(memory.map_or_else(Vec::new, |memory| memory.look(list)))
+    })
+}
+
+/// There is no partition of that name.
+pub(super) fn unknown(name: &PartitionName) -> ApiError {
+    ApiError::new(ErrorKind::NotFound, format!("there is no partition {name}"))
+}
+
+/// A partition that went without waiting, as it was last.
+pub(super) fn gone(last: &PartitionView) -> Reply {
+    let state = PartitionState::Absent;
+    Reply::Partition(PartitionReply { state, size: 0, ..last.into() }.into())
 }
 
 /// The partitions that are wanted, for a fresh machine: those that are to go have gone.
@@ -177,7 +192,8 @@ pub(super) fn changed(
     }
 }
 
-fn still_there(partition: &PartitionView) -> ApiError {
+/// Why a removal is not done yet.
+pub(super) fn still_there(partition: &PartitionView) -> ApiError {
     let PartitionView { name, state, plugged, hints, .. } = partition;
     let used = match hints.used {
         Some(used) => format!("{used} of its {plugged} are in use"),
@@ -187,36 +203,36 @@ fn still_there(partition: &PartitionView) -> ApiError {
     ApiError::new(ErrorKind::WrongState, text)
 }
 
-/// Who waits for the end of which partition. Filled by the monitor's thread, emptied by the
+/// Who waits for the end of which partition; no two have a name at a time. Filled by the monitor's thread, emptied by the
 /// device's.
 #[derive(Default)]
 pub(super) struct Waiting(Mutex<Vec<Waiter>>);
 
 struct Waiter {
-    id: PartitionId,
+    name: PartitionName,
     since: Instant,
     promise: Promise,
 }
 
 impl Waiting {
-    /// An answer for when partition `id` is gone; `None` when the client does not wait.
-    fn add(&self, id: PartitionId, patience: Duration, removal: &Removal) -> Option<Pending> {
+    /// An answer for when the partition is gone; `None` when the client does not wait.
+    pub(super) fn add(&self, removal: &Removal) -> Option<Pending> {
+        let &Removal { ref name, timeout: patience, evacuate } = removal;
         if patience == Duration::ZERO {
             return None;
         }
-        let Removal { name, evacuate, .. } = removal;
-        let (name, evacuate, timeout) = (name.clone(), *evacuate, Duration::ZERO);
-        let again = Request::RemovePartition { id: name, timeout, evacuate };
+        let (id, timeout) = (name.clone(), Duration::ZERO);
+        let again = Request::RemovePartition { id, timeout, evacuate };
         let (promise, pending) = Pending::new(patience, again);
         let mut waiters = self.lock();
         // Clients that ran out of patience leave no trace, however often they ask.
         waiters.retain(|waiter| waiter.promise.is_awaited());
-        waiters.push(Waiter { id, since: Instant::now(), promise });
+        waiters.push(Waiter { name: name.clone(), since: Instant::now(), promise });
         Some(pending)
     }
 
     fn answer(&self, gone: &PartitionView) {
-        let its = self.lock().extract_if(.., |waiter| waiter.id == gone.id).collect::<Vec<_>>();
+        let its = self.lock().extract_if(.., |waiter| waiter.name == gone.name).collect::<Vec<_>>();
         for Waiter { since, promise, .. } in its {
             let removal_us = Some(micros(since.elapsed()));
             let reply = PartitionReply { removal_us, ..gone.into() };
@@ -268,6 +284,14 @@ mod tests {
         Mem::new(layout, None, Box::new(Host), Box::new(|_| ())).handle()
     }
 
+    fn partitions<'a>(
+        memory: &'a MemHandle,
+        waiting: &'a Waiting,
+        free: Option<Bytes>,
+    ) -> Partitions<'a> {
+        Partitions { memory, waiting, host_free: Box::new(move |_| free) }
+    }
+
     fn wish(name: &str, size: Bytes) -> Wish {
         let (name, cookie) = (name.parse().unwrap(), Cookie(9));
         Wish { name, cookie, size, policy: Policy { keep: true, prefault: false } }
@@ -286,8 +310,8 @@ mod tests {
     #[test]
     fn a_guest_without_the_channel_is_told_apart_and_what_to_do() {
         let (memory, waiting) = (memory(), Waiting::default());
-        let partitions = Partitions { memory: &memory, waiting: &waiting };
-        let (kind, text) = problem(partitions.add(wish("a", Bytes::mib(2)), None));
+        let partitions = partitions(&memory, &waiting, None);
+        let (kind, text) = problem(partitions.add(wish("a", Bytes::mib(2))));
         assert_eq!(kind, ErrorKind::WrongState);
         assert!(text.contains("partition channel") && text.contains("vm.resize"), "{text}");
     }
@@ -296,20 +320,21 @@ mod tests {
     fn what_cannot_be_names_the_field_or_the_partition() {
         let (memory, waiting) = (memory(), Waiting::default());
         renew(&memory, vec![wish("a", Bytes::mib(4))]);
-        let partitions = Partitions { memory: &memory, waiting: &waiting };
-        let resize = |name: &str, size, free| partitions.resize(&name.parse().unwrap(), size, free);
-        assert!(matches!(resize("a", Bytes::mib(4), None), Ok(Reply::Done)));
+        let free = partitions(&memory, &waiting, None);
+        let full = partitions(&memory, &waiting, Some(Bytes::mib(6)));
+        let resize = |name: &str, size| free.resize(&name.parse().unwrap(), size);
+        assert!(matches!(resize("a", Bytes::mib(4)), Ok(Reply::Done)));
         for (result, kind, part) in [
-            (resize("a", Bytes::mib(3), None), ErrorKind::Invalid, "size: 3 MiB is not a whole"),
-            (resize("a", Bytes::ZERO, None), ErrorKind::Invalid, "size: a partition has at least"),
-            (resize("b", Bytes::mib(2), None), ErrorKind::NotFound, "there is no partition b"),
-            (resize("a", Bytes::gib(2), None), ErrorKind::WrongState, "no room for 2044 MiB"),
+            (resize("a", Bytes::mib(3)), ErrorKind::Invalid, "size: 3 MiB is not a whole"),
+            (resize("a", Bytes::ZERO), ErrorKind::Invalid, "size: a partition has at least"),
+            (resize("b", Bytes::mib(2)), ErrorKind::NotFound, "there is no partition b"),
+            (resize("a", Bytes::gib(2)), ErrorKind::WrongState, "no room for 2044 MiB"),
             (
-                resize("a", Bytes::mib(8), Some(Bytes::mib(6))),
+                full.resize(&"a".parse().unwrap(), Bytes::mib(8)),
                 ErrorKind::WrongState,
                 "has 6 MiB free: make room on the host, or create the VM with memory.overcommit",
             ),
-            (partitions.remove(removal("b", 1)), ErrorKind::NotFound, "there is no partition b"),
+            (free.remove(&removal("b", 1)), ErrorKind::NotFound, "there is no partition b"),
         ] {
             let (its, text) = problem(result);
             assert!(its == kind && text.contains(part), "{its:?}: {text}");
@@ -320,8 +345,8 @@ mod tests {
     fn a_partition_that_nobody_has_taken_goes_at_once() {
         let (memory, waiting) = (memory(), Waiting::default());
         renew(&memory, vec![wish("a", Bytes::mib(4))]);
-        let partitions = Partitions { memory: &memory, waiting: &waiting };
-        let Reply::Partition(gone) = partitions.remove(removal("a", 0)).unwrap() else {
+        let partitions = partitions(&memory, &waiting, None);
+        let Reply::Partition(gone) = partitions.remove(&removal("a", 0)).unwrap() else {
             panic!("no partition")
         };
         assert_eq!((gone.state, gone.size), (PartitionState::Absent, 0));
@@ -333,10 +358,8 @@ mod tests {
         let (memory, waiting) = (memory(), Waiting::default());
         renew(&memory, vec![wish("a", Bytes::mib(4)), wish("b", Bytes::mib(4))]);
         let views = memory.partitions();
-        let partitions = Partitions { memory: &memory, waiting: &waiting };
-        let pending = [(); 2].map(|()| {
-            partitions.waiting.add(views[0].id, Duration::from_secs(60), &removal("a", 60))
-        });
+        let partitions = partitions(&memory, &waiting, None);
+        let pending = [(); 2].map(|()| partitions.waiting.add(&removal("a", 60)));
         let gone = |view: &PartitionView| {
             let gone = PartitionView { state: PartitionState::Absent, ..view.clone() };
             changed(&gone, view.state, &waiting, &EventMonitor::default());
@@ -357,8 +380,7 @@ mod tests {
     fn clients_that_gave_up_leave_no_trace() {
         let waiting = Waiting::default();
         for _ in 0..100 {
-            let pending = waiting.add(PartitionId(1), Duration::from_secs(1), &removal("a", 1));
-            drop(pending);
+            drop(waiting.add(&removal("a", 1)));
         }
         assert_eq!(waiting.lock().len(), 1);
     }

@@ -83,7 +83,14 @@ pub(super) const NUMA: Table = Table {
 /// `partitions` of `--memory`.
 const PARTITIONS: Table = Table {
     option: "partitions",
-    keys: &[same("size", size), same("max", number), same("prepare", size)],
+    keys: &[
+        same("mode", text),
+        same("size", size),
+        same("max", number),
+        same("prepare", size),
+        same("slots", number),
+        same("slot_size", size),
+    ],
 };
 
 /// `--disk`.
@@ -191,7 +198,7 @@ fn refused_access(text: &str) -> Result<Value, String> {
     }
 }
 
-/// `SIZE`, or `[size=SIZE,max=NUMBER,prepare=SIZE]`.
+/// `SIZE`, or `[size=SIZE,max=NUMBER,...]`.
 fn partitions(text: &str) -> Result<Value, String> {
     let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     match inner {

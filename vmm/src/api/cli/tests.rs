@@ -100,8 +100,8 @@ fn options_become_fields() {
     assert_eq!(config["memory"]["hotplug_method"], "VirtioMem");
     assert_eq!(config["memory"]["hotplug_size"], 4u64 << 30);
     assert_eq!(config["memory"]["hotplugged_size"], 1 << 30);
-    let partitions = json!({"size": 8u64 << 30, "max": 64, "prepare": 0});
-    assert_eq!(config["memory"]["partitions"], partitions);
+    let partitions = &config["memory"]["partitions"];
+    assert_eq!((&partitions["size"], &partitions["max"]), (&json!(8u64 << 30), &json!(64)));
     assert_eq!(config["memory"]["thp"], false);
     assert_eq!(config["memory"]["mergeable"], true);
     assert_eq!(config["payload"]["kernel"], "/k");
@@ -115,12 +115,14 @@ fn options_become_fields() {
 
 #[test]
 fn partitions_have_keys_of_their_own() {
-    let config = config(&["--memory", "partitions=[size=8G,max=7,prepare=1G],size=1G"]);
-    let partitions = json!({"size": 8u64 << 30, "max": 7, "prepare": 1 << 30});
+    let keys = "[mode=auto,size=8G,max=7,prepare=1G,slots=2,slot_size=512M]";
+    let config = config(&["--memory", &format!("partitions={keys},size=1G")]);
+    let partitions = json!({"mode": "auto", "size": 8u64 << 30, "max": 7, "prepare": 1 << 30,
+                            "slots": 2, "slot_size": 512 << 20});
     assert_eq!(config["memory"]["partitions"], partitions);
     assert_eq!(
         value_problem("--memory", "partitions=[min=1]"),
-        r#"--memory: partitions: unknown key "min"; valid keys are size, max, prepare"#
+        r#"--memory: partitions: unknown key "min"; valid keys are mode, size, max, prepare, slots, slot_size"#
     );
 }
 

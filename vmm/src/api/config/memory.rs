@@ -148,21 +148,41 @@ pub struct DistanceConfig {
     pub distance: u8,
 }
 
-/// Room for partitions, in bytes; Cloud Hypervisor has none.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PartitionsConfig {
-    /// The most that all partitions together can have.
-    pub size: u64,
-    /// The most partitions at a time.
-    #[serde(default = "PartitionsConfig::default_max")]
-    pub max: u32,
-    /// For how much of it the guest is to have its bookkeeping ready before the first partition.
-    #[serde(default)]
-    pub prepare: u64,
+/// How a guest keeps a partition's memory apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartitionsMode {
+    /// Its kernel has the partition channel.
+    #[default]
+    Channel,
+    /// Each is a NUMA node, for any kernel.
+    Numa,
+    /// The channel where the guest's kernel has it, else nodes.
+    Auto,
 }
 
-impl PartitionsConfig {
-    const fn default_max() -> u32 {
-        64
+/// Room for partitions, in bytes; Cloud Hypervisor has none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PartitionsConfig {
+    /// How they are kept apart.
+    pub mode: PartitionsMode,
+    /// With the channel: the most that all partitions together can have.
+    pub size: u64,
+    /// With the channel: the most partitions at a time.
+    pub max: u32,
+    /// With the channel: for how much of it the guest is to have its bookkeeping ready before the
+    /// first partition.
+    pub prepare: u64,
+    /// With nodes: the most partitions at a time, a node for each.
+    pub slots: u32,
+    /// With nodes: the most that one partition can have.
+    pub slot_size: u64,
+}
+
+impl Default for PartitionsConfig {
+    fn default() -> Self {
+        let mode = PartitionsMode::default();
+        Self { mode, size: 0, max: 64, prepare: 0, slots: 0, slot_size: 0 }
     }
 }

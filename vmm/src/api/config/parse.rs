@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn room_for_partitions_has_a_default_number_of_them() {
         let partitions = |json| VmConfig::from_json(json).unwrap().memory.partitions;
-        let expected = |max| Some(PartitionsConfig { size: 4096, max, prepare: 0 });
+        let expected = |max| Some(PartitionsConfig { size: 4096, max, ..Default::default() });
         let named = br#"{"memory":{"partitions":{"size":4096,"max":7}}}"#;
         assert_eq!(partitions(named), expected(7));
         assert_eq!(partitions(br#"{"memory":{"partitions":{"size":4096}}}"#), expected(64));
@@ -333,8 +333,9 @@ mod tests {
         );
         assert_eq!(field_error(json!({"console": {}})), "console: missing field `mode`");
         assert_eq!(
-            field_error(json!({"memory": {"partitions": {"max": 1}}})),
-            "memory.partitions: missing field `size`"
+            field_error(json!({"memory": {"partitions": {"mode": "both"}}})),
+            "memory.partitions.mode: unknown variant `both`, expected one of `channel`, `numa`, \
+             `auto`"
         );
         assert_eq!(
             field_error(json!({"disks": [{}, []], "memory": {}})),

@@ -37,11 +37,12 @@ impl TryFrom<&VmConfig> for Spec {
         let cpus = cpus(&config.cpus, &mut problems);
         let described = memory::described(&config.memory, &mut problems);
         let zones = memory::zones(&config.memory, &described, cpus.max_phys_bits, &mut problems);
-        let nodes = numa::nodes(&config.numa, &zones, cpus.max, &mut problems);
+        let mut nodes = numa::nodes(&config.numa, &zones, cpus.max, &mut problems);
         let mem_devices = hotplug::devices(&config.memory, &described, &zones, &mut problems);
         hotplug::fits(&mem_devices, &zones, cpus.max_phys_bits, &mut problems);
+        let only = numa::only(&zones, cpus.max);
         let spec = Self {
-            mem_devices: hotplug::placed(mem_devices, &nodes),
+            mem_devices: hotplug::placed(mem_devices, &mut nodes, only, &mut problems),
             refused_access: refused_access(&config.memory),
             zones,
             nodes,

@@ -1,15 +1,22 @@
 //! Checks of memory that comes and goes.
 
+use std::ops::RangeInclusive;
+
 use memctl::{Bytes, Geometry};
 
 use super::check::Problems;
 use super::memory::{self, Described};
+use super::numa;
 use super::{MemDevice, Node, PARTITIONS_ID, Role, Zone};
-use crate::api::config::{HotplugMethod, MemoryConfig, PartitionsConfig};
+use crate::api::config::{HotplugMethod, MemoryConfig, PartitionsConfig, PartitionsMode};
 use crate::arch::x86_64::layout;
 
 /// Identifier of the device that makes the only zone grow; for one of several, a prefix.
 const ONLY_ID: &str = "__mem";
+/// Identifier of a slot's device, before its number.
+const SLOT_ID: &str = "__slot";
+/// With more nodes, Linux takes long to make control groups.
+const SLOTS: RangeInclusive<u64> = 1..=16;
 /// More would make placing a partition slow.
 const MAX_PARTITIONS: u64 = 4096;
 
@@ -28,8 +35,11 @@ pub(super) fn devices(
                        command line)";
         problems.add("memory.hotplug_method", problem);
     }
-    if let Some(config) = config.partitions.as_ref().filter(|config| config.size != 0) {
-        devices.push(partitions(config, &zones[0], problems));
+    if let Some(config) = &config.partitions {
+        if config.mode != PartitionsMode::Numa && config.size != 0 {
+            devices.push(partitions(config, &zones[0], problems));
+        }
+        devices.extend(slots(config, &zones[0], problems));
     }
     devices
 }
@@ -76,17 +86,66 @@ fn partitions(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -
     MemDevice { id, size, block, memory, node: None, role }
 }
 
-/// The devices, each in the node of its memory: a zone's, or the first.
-pub(super) fn placed(mut devices: Vec<MemDevice>, nodes: &[Node]) -> Vec<MemDevice> {
+/// The devices, each in the node of its memory: a zone's, the first, or one of its own above all
+/// others. Slots make a node of all the rest where the client asked for no nodes.
+pub(super) fn placed(
+    mut devices: Vec<MemDevice>,
+    nodes: &mut Vec<Node>,
+    all: Node,
+    problems: &mut Problems,
+) -> Vec<MemDevice> {
+    if nodes.is_empty() && devices.iter().any(|device| device.role == Role::Slot) {
+        nodes.push(all);
+    }
+    let mut free = nodes.iter().map(|node| node.number + 1).max().unwrap_or_default();
     for device in &mut devices {
         let zone = match device.role {
             Role::Zone { zone, .. } => zone,
             Role::Partitions { .. } => 0,
+            Role::Slot => {
+                device.node = Some(free);
+                free += 1;
+                continue;
+            }
         };
         let node = nodes.iter().find(|node| node.zones.contains(&zone));
         device.node = node.map(|node| node.number);
     }
+    if u64::from(free) > numa::NUMBERS.end() + 1 {
+        let problem = "the slots' nodes come after numa's, and end at 63; lower guest_numa_id";
+        problems.add("memory.partitions.slots", problem);
+    }
     devices
+}
+
+/// The devices of partitions that are a NUMA node each.
+fn slots(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -> Vec<MemDevice> {
+    let path = "memory.partitions";
+    if config.mode == PartitionsMode::Channel {
+        if config.slots != 0 || config.slot_size != 0 {
+            let problem = "channel has no slots; leave slots and slot_size out, or use auto";
+            problems.add(format_args!("{path}.mode"), problem);
+        }
+        return Vec::new();
+    }
+    if config.mode == PartitionsMode::Auto && config.slots == 0 {
+        return Vec::new();
+    }
+    let block = block(zone);
+    let count: u64 = problems.range(format_args!("{path}.slots"), config.slots.into(), SLOTS);
+    let size = problems.multiple(format_args!("{path}.slot_size"), config.slot_size, block);
+    if size == Bytes::ZERO {
+        problems.add(format_args!("{path}.slot_size"), "0 bytes; say how much a slot holds");
+    }
+    let slot = |number| MemDevice {
+        id: format!("{SLOT_ID}{number}"),
+        size,
+        block,
+        memory: zone.memory.clone(),
+        node: None,
+        role: Role::Slot,
+    };
+    (0..count).map(slot).collect()
 }
 
 fn block(zone: &Zone) -> Bytes {

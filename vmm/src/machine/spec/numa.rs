@@ -8,7 +8,7 @@ use super::{Node, Zone};
 use crate::api::config::{DistanceConfig, NumaConfig};
 
 /// What Linux is built for: CONFIG_NODES_SHIFT=6.
-const NUMBERS: RangeInclusive<u64> = 0..=63;
+pub(super) const NUMBERS: RangeInclusive<u64> = 0..=63;
 /// Of two different nodes; 10 is the distance of a node to itself.
 const DISTANCES: RangeInclusive<u64> = 11..=255;
 
@@ -41,6 +41,12 @@ pub(super) fn nodes(
         first.zones.extend((0..zones.len()).filter(|zone| !taken.zones.contains(zone)));
     }
     nodes
+}
+
+/// The node of a machine that has no other.
+pub(super) fn only(zones: &[Zone], vcpus: u8) -> Node {
+    let (cpus, zones) = ((0..vcpus).collect(), (0..zones.len()).collect());
+    Node { number: 0, cpus, zones, distances: Vec::new() }
 }
 
 /// What some node has.

@@ -470,6 +470,54 @@ fn nodes_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn slots_are_nodes_behind_all_others() {
+    let partitions = json!({"mode": "auto", "size": GIB, "slots": 2, "slot_size": 512 << 20});
+    let cpus = json!({"boot_vcpus": 2});
+    let spec = spec(json!({"cpus": cpus, "memory": {"partitions": partitions}})).unwrap();
+    let ids: Vec<_> = spec.mem_devices.iter().map(|one| (one.id.as_str(), one.node)).collect();
+    assert_eq!(ids, [("__partitions", Some(0)), ("__slot0", Some(1)), ("__slot1", Some(2))]);
+    assert_eq!((spec.mem_devices[2].size, spec.mem_devices[2].role), (Bytes::mib(512), Role::Slot));
+    let node = Node { number: 0, cpus: vec![0, 1], zones: vec![0], distances: vec![] };
+    assert_eq!(spec.nodes, [node]);
+}
+
+#[test]
+fn slots_come_after_the_clients_nodes_and_end_at_63() {
+    let fields = |number| {
+        json!({"numa": [{"guest_numa_id": number}, {"guest_numa_id": 1}],
+               "memory": {"partitions": {"mode": "numa", "size": GIB, "slots": 16,
+                                         "slot_size": 512 << 20}}})
+    };
+    let spec = spec(fields(47)).unwrap();
+    let nodes: Vec<_> = spec.mem_devices.iter().filter_map(|device| device.node).collect();
+    assert_eq!(nodes, (48..64).collect::<Vec<_>>(), "and no device for the channel");
+    assert_refused(
+        fields(48),
+        "memory.partitions.slots: the slots' nodes come after numa's, and end at 63; lower \
+         guest_numa_id",
+    );
+}
+
+#[test]
+fn slots_that_cannot_be_are_refused() {
+    let refused = |mode: &str, slots: u64, size: u64, problem: &str| {
+        let partitions = json!({"mode": mode, "slots": slots, "slot_size": size});
+        assert_refused(json!({"memory": {"partitions": partitions}}), problem);
+    };
+    let range = "memory.partitions.slots: 17 is out of range; use 1 to 16";
+    refused("numa", 17, GIB, range);
+    let none = "memory.partitions.slots: 0 is out of range; use 1 to 16";
+    refused("numa", 0, GIB, none);
+    let empty = "memory.partitions.slot_size: 0 bytes; say how much a slot holds";
+    refused("numa", 1, 0, empty);
+    let odd = "memory.partitions.slot_size: 3145728 is no multiple of 2 MiB; round it";
+    refused("numa", 1, 3 << 20, odd);
+    let channel = "memory.partitions.mode: channel has no slots; leave slots and slot_size out, or \
+                   use auto";
+    refused("channel", 1, GIB, channel);
+}
+
+#[test]
 fn payload_must_be_there() {
     let files = Files::new();
     let problems = |payload| files.spec(json!({ "payload": payload })).unwrap_err();
