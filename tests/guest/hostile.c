@@ -19,9 +19,11 @@
  *   fill FROM TO              writes to each page
  *   hoard                     plugs all it can, fills it, gives back all but a block in 128 MiB
  *   touch ADDRESS KIND        read, write, execute, or emulate: a write by an emulated instruction
+ *   own-ground                rings and a reply in memory that the request itself gives back
+ *   channel                   takes the second device, for partitions, and brings its channel up
+ *   partitions                lies about the two partitions that the host wants there
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -56,6 +58,7 @@
 #define S_NEEDS_RESET 0x40
 
 enum { PLUG, UNPLUG, UNPLUG_ALL, STATE };
+enum { PART_PLUG = 0x100, PART_RELEASE, PART_SHRINK, PART_QUERY, PART_NOTIFY };
 enum { ACK, NACK, BUSY, ERROR, NONE };
 
 static const char *const answers[] = { "ACK", "NACK", "BUSY", "ERROR", "none" };
@@ -80,6 +83,9 @@ static size_t common, notify, device_config;
 static uint32_t notify_multiplier;
 static uint64_t region, region_size, block, usable, plugged, requested;
 static uint16_t made, seen;
+static int device_number;
+/* VIRTIO_F_VERSION_1, and for partitions VIRTIO_MEM_F_PARTITION. */
+static uint32_t features_high = 1;
 static int failures;
 
 static void die(const char *what)
@@ -140,26 +146,21 @@ static void read_file(const char *folder, const char *name, void *buffer, size_t
 	close(fd);
 }
 
-/* The device's folder in sysfs. */
+/* The folder in sysfs of virtio-mem device number device_number, in the order of the bus. */
 static void find_device(char *folder, size_t size)
 {
-	DIR *dir = opendir("/sys/bus/pci/devices");
-	struct dirent *entry;
 	char id[16];
+	int found = 0;
 
-	if (!dir)
-		die("/sys/bus/pci/devices");
-	while ((entry = readdir(dir))) {
-		if (entry->d_name[0] == '.')
+	for (int slot = 0; slot < 32; slot++) {
+		snprintf(folder, size, "/sys/bus/pci/devices/0000:00:%02x.0", slot);
+		if (access(folder, F_OK))
 			continue;
-		snprintf(folder, size, "/sys/bus/pci/devices/%s", entry->d_name);
 		read_file(folder, "device", id, sizeof(id));
-		if (number(id) == 0x1058) {
-			closedir(dir);
+		if (number(id) == 0x1058 && found++ == device_number)
 			return;
-		}
 	}
-	printf("no virtio-mem device\n");
+	printf("FAIL no virtio-mem device\n");
 	exit(100);
 }
 
@@ -239,7 +240,7 @@ static uint8_t bring_up(uint64_t desc, uint64_t avail, uint64_t used)
 	REGISTER(32, 0x08) = 0;
 	REGISTER(32, 0x0c) = 1 << 1;
 	REGISTER(32, 0x08) = 1;
-	REGISTER(32, 0x0c) = 1;
+	REGISTER(32, 0x0c) = features_high;
 	REGISTER(8, 0x14) = S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK;
 	REGISTER(16, 0x16) = 0;
 	REGISTER(16, 0x18) = QUEUE;
@@ -658,6 +659,110 @@ static void hoard(void)
 	printf("kept %llu\n", (unsigned long long)(kept * block));
 }
 
+/* The device gives back the memory that its answer, or its own rings, lie in. */
+static void own_ground(void)
+{
+	volatile uint8_t *ground = physical(region, 2 * PAGE, PROT_READ | PROT_WRITE, mem_fd);
+	struct outcome outcome;
+
+	bring_up_well();
+	read_config();
+	expect("plug a block for a reply", PLUG, region, 1, ACK);
+	ground[0] = 1;
+	pair(ARENA + REQUEST, 24, region, 10, F_WRITE);
+	set_request(REQUEST, UNPLUG, region, 1);
+	outcome = submit();
+	check("a reply in what is given back", outcome.used && outcome.len == 0, "it is there");
+	read_config();
+	check("it was given back", plugged == 0, "it was not");
+
+	bring_up_well();
+	expect("plug a block for rings", PLUG, region, 1, ACK);
+	memset((void *)ground, 0, 2 * PAGE);
+	check("rings there", !(bring_up(region, region + 0x800, region + PAGE) & S_NEEDS_RESET),
+	      "the device does not take them");
+	set_request(REQUEST, UNPLUG, region, 1);
+	memcpy((void *)ground, &(struct desc){ ARENA + REQUEST, 24, F_NEXT, 1 }, 16);
+	memcpy((void *)(ground + 16), &(struct desc){ ARENA + REPLY, 10, F_WRITE, 0 }, 16);
+	*(volatile uint16_t *)(ground + 0x802) = 1;
+	ring_doorbell();
+	for (int i = 0; i < 1000 && !(REGISTER(8, 0x14) & S_NEEDS_RESET); i++)
+		usleep(1000);
+	check("rings that were given back", REGISTER(8, 0x14) & S_NEEDS_RESET, "it goes on");
+	bring_up_well();
+	expect("a request after all that", STATE, region, 1, ACK);
+	read_config();
+	check("they were given back", plugged == 0, "they were not");
+}
+
+static int part(uint16_t type, uint32_t id, uint16_t flags, uint16_t event, uint64_t arg,
+		uint32_t room)
+{
+	memset((void *)(arena + REQUEST), 0, 24);
+	*(volatile uint16_t *)(arena + REQUEST) = type;
+	*(volatile uint32_t *)(arena + REQUEST + 8) = id;
+	*(volatile uint16_t *)(arena + REQUEST + 12) = flags;
+	*(volatile uint16_t *)(arena + REQUEST + 14) = event;
+	*(volatile uint64_t *)(arena + REQUEST + 16) = arg;
+	set_desc(DESC, 0, ARENA + REQUEST, 24, F_NEXT, 1);
+	set_desc(DESC, 1, ARENA + REPLY, room, F_WRITE, 0);
+	return submit().answer;
+}
+
+static void expect_part(const char *name, int got, int answer)
+{
+	check(name, got == answer, got <= NONE ? answers[got] : "no answer that there is");
+}
+
+#define RECORD 4152
+#define RECORD_U32(at) (*(volatile uint32_t *)(arena + REPLY + (at)))
+#define RECORD_U64(at) (*(volatile uint64_t *)(arena + REPLY + (at)))
+
+/* Both are wanted and neither is there; the first has more blocks than the second. */
+static void partitions(void)
+{
+	uint64_t first_run, second_run;
+	uint32_t first, second;
+
+	bring_up_well();
+	read_config();
+	expect_part("query", part(PART_QUERY, 0, 0, 0, 0, RECORD), ACK);
+	first = RECORD_U32(16);
+	expect_part("query the next", part(PART_QUERY, first + 1, 0, 0, 0, RECORD), ACK);
+	second = RECORD_U32(16);
+	expect_part("query past the last", part(PART_QUERY, second + 1, 0, 0, 0, RECORD), NACK);
+	expect_part("query the highest number", part(PART_QUERY, -1, 0xffff, 0xffff, -1, RECORD), NACK);
+	expect_part("query without room", part(PART_QUERY, 0, 0, 0, 0, RECORD - 1), ERROR);
+	expect_part("plug without room", part(PART_PLUG, first, 0, 0, 0, RECORD - 1), ERROR);
+	expect_part("release what is not there", part(PART_RELEASE, first, 0, 0, 0, 10), ERROR);
+	expect_part("release the unknown", part(PART_RELEASE, 99999, 0, 0, 0, 10), ERROR);
+	expect_part("plug the unknown", part(PART_PLUG, 99999, 0, 0, 0, RECORD), NACK);
+	expect_part("plug the first", part(PART_PLUG, first, 0, 0, 0, RECORD), ACK);
+	first_run = RECORD_U64(56);
+	expect_part("plug it again", part(PART_PLUG, first, 0, 0, 0, RECORD), ERROR);
+	expect_part("plug the second", part(PART_PLUG, second, 0, 0, 0, RECORD), ACK);
+	second_run = RECORD_U64(56);
+	fill(first_run, first_run + 2 * block);
+	fill(second_run, second_run + 2 * block);
+	expect_part("shrink what is wanted", part(PART_SHRINK, first, 1, 0, first_run, 10), NACK);
+	expect_part("shrink the other's", part(PART_SHRINK, first, 1, 0, second_run, 10), ERROR);
+	expect_part("shrink nothing", part(PART_SHRINK, first, 0, 0, first_run, 10), ERROR);
+	expect_part("shrink too much", part(PART_SHRINK, first, 0xffff, 0, first_run, 10), ERROR);
+	expect_part("shrink round the end", part(PART_SHRINK, first, 2, 0, -block, 10), ERROR);
+	expect_part("shrink half a block", part(PART_SHRINK, first, 1, 0, first_run + PAGE, 10), ERROR);
+	expect_part("notify of no event", part(PART_NOTIFY, first, 0, 0xffff, 0, 10), ERROR);
+	expect_part("notify of the unknown", part(PART_NOTIFY, 99999, 0, 1, 0, 10), ERROR);
+	expect_part("boast", part(PART_NOTIFY, first, 0, 6, UINT64_MAX, 10), ACK);
+	expect_part("plug by address", request(PLUG, region, 1), ERROR);
+	expect_part("unplug by address", request(UNPLUG, first_run, 1), ERROR);
+	expect_part("release the first", part(PART_RELEASE, first, 0, 0, 0, 10), ACK);
+	expect_part("release it again", part(PART_RELEASE, first, 0, 0, 0, 10), ERROR);
+	expect_part("shrink it", part(PART_SHRINK, first, 1, 0, first_run, 10), ERROR);
+	fill(second_run, second_run + block);
+	printf("released %#llx kept %#llx\n", (unsigned long long)first_run,
+	       (unsigned long long)second_run);
+}
+
 static void touch(uint64_t addr, const char *kind)
 {
 	uint64_t page = addr & ~(PAGE - 1);
@@ -717,6 +822,12 @@ static void run(int argc, char **argv)
 		fill(a, b);
 	else if (!strcmp(command, "touch") && argc > 3)
 		touch(a, argv[3]);
+	else if (!strcmp(command, "own-ground"))
+		own_ground();
+	else if (!strcmp(command, "channel"))
+		bring_up_well();
+	else if (!strcmp(command, "partitions"))
+		partitions();
 	else if (!strcmp(command, "plug") || !strcmp(command, "unplug")) {
 		bring_up_well();
 		change(command, command[0] == 'p' ? PLUG : UNPLUG, a, b);
@@ -732,6 +843,10 @@ int main(int argc, char **argv)
 	mem_sync_fd = open("/dev/mem", O_RDWR | O_SYNC);
 	if (mem_fd < 0 || mem_sync_fd < 0)
 		die("/dev/mem");
+	if (argc > 1 && (!strcmp(argv[1], "channel") || !strcmp(argv[1], "partitions"))) {
+		device_number = 1;
+		features_high |= 1 << 24;
+	}
 	take_device();
 	arena = physical(ARENA, ARENA_SIZE, PROT_READ | PROT_WRITE, mem_fd);
 	read_config();

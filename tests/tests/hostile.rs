@@ -40,6 +40,18 @@ impl Attack {
         Ok(attack)
     }
 
+    /// A guest that speaks of partitions and has plugged none of the two that it is to have.
+    fn with_partitions(cgroup: &Cgroup) -> Result<Self> {
+        let config = config("Stop")?.set("memory.partitions", json!({ "size": GIB, "max": 8 }));
+        let attack = Self::of(Vm::from(config).in_cgroup(cgroup))?;
+        attack.runs("channel")?;
+        for (id, size) in [("fn-1", 64 * MIB), ("fn-2", 32 * MIB)] {
+            let wish = json!({ "id": id, "size": size });
+            attack.vm.api().put_json("vm.add-partition", &wish)?.expect(200)?;
+        }
+        Ok(attack)
+    }
+
     fn resize(&self, size: u64) -> Result<()> {
         self.vm.api().put_json("vm.resize", &json!({ "desired_ram": size }))?.expect(204)?;
         Ok(())
@@ -75,12 +87,13 @@ impl Attack {
         Ok(())
     }
 
-    /// A touch that the guest does not survive: the error names the address.
-    fn end_with(mut self, command: &str, address: u64) -> Result<()> {
+    /// A touch that the guest does not survive: the error names the address, and `owner`.
+    fn end_with(mut self, command: &str, address: u64, owner: &str) -> Result<()> {
         self.vm.console().send(&format!("hostile {command}\n"))?;
         assert_eq!(self.vm.wait()?, 1, "{command}");
         let log = self.vm.log();
-        let named = format!("reached for memory at {address:#x} that the guest does not have");
+        let named =
+            format!("reached for memory at {address:#x} that the guest does not have, {owner}");
         assert!(log.contains(&named), "{command}: no {named:?} in the log");
         let told = self.refusals()?;
         assert_eq!(told.len(), 1, "{told:?}");
@@ -161,16 +174,61 @@ fn devices_are_refused_closed_memory_wherever_the_guest_points() -> Result<()> {
 }
 
 #[test]
+fn memory_that_a_request_gives_back_under_its_own_feet_is_gone() -> Result<()> {
+    let attack = Attack::with_policy("Report")?;
+    attack.runs("own-ground")?;
+    assert!(attack.counters("_memory")?["refused_device"].as_u64() >= Some(2));
+    attack.survives()?;
+    attack.vm.power_off()
+}
+
+/// A kernel that speaks of partitions and lies: each gets what is its own, and no more.
+#[test]
+fn a_liar_about_partitions_has_no_more_than_was_given() -> Result<()> {
+    let cgroup = Cgroup::new()?;
+    let attack = Attack::with_partitions(&cgroup)?;
+    let before = cgroup.anonymous()?;
+    let printed = attack.runs("partitions")?;
+    let (_, last) = printed.rsplit_once("released ").unwrap_or_default();
+    let Some((released, kept)) = last.split_once(" kept ") else { panic!("{printed}") };
+    let parse = |text: &str| u64::from_str_radix(text.trim().trim_start_matches("0x"), 16);
+    let (released, kept) = (parse(released)?, parse(kept)?);
+    let over = cgroup.anonymous()?.saturating_sub(before + 2 * BLOCK);
+    assert!(over < 4 * MIB, "{over} bytes over what it has touched");
+    let list = attack.vm.api().get("vm.partitions")?.expect(200)?.body;
+    let one = |id: &str| list.as_array().and_then(|list| list.iter().find(|one| one["id"] == id));
+    assert!(one("fn-1").is_none(), "{list}");
+    let used = one("fn-2").map(|one| one["plugged"].clone());
+    assert_eq!(used, Some(json!(32 * MIB)), "{list}");
+    attack.runs(&format!("touch {kept:#x} write"))?;
+    attack.survives()?;
+    attack.end_with(&format!("touch {released:#x} read"), released, "in no partition")
+}
+
+#[test]
+fn an_access_to_a_partition_that_is_not_plugged_names_it() -> Result<()> {
+    let attack = Attack::with_partitions(&Cgroup::new()?)?;
+    let list = attack.vm.api().get("vm.partitions")?.expect(200)?.body;
+    assert_eq!(list[1]["id"], "fn-2");
+    let address = list[1]["extents"][0]["addr"].as_u64().unwrap_or_default() + BLOCK;
+    attack.end_with(&format!("touch {address:#x} write"), address, "in partition fn-2")
+}
+
+#[test]
 fn a_device_sent_to_closed_memory_stops_the_vm_by_default() -> Result<()> {
     let address = REGION + 5 * BLOCK;
     let command = format!("descriptors {address:#x} {:#x} {BLOCK:#x}", address + BLOCK);
-    Attack::with_policy("Stop")?.end_with(&command, address)
+    Attack::with_policy("Stop")?.end_with(&command, address, "in no partition")
 }
 
 #[test]
 fn memory_that_was_never_plugged_cannot_be_read() -> Result<()> {
     let address = REGION + 3 * BLOCK;
-    Attack::with_policy("Stop")?.end_with(&format!("touch {address:#x} read"), address)
+    Attack::with_policy("Stop")?.end_with(
+        &format!("touch {address:#x} read"),
+        address,
+        "in no partition",
+    )
 }
 
 #[test]
@@ -180,13 +238,17 @@ fn memory_that_was_unplugged_cannot_be_written() -> Result<()> {
     attack.runs(&format!("touch {REGION:#x} write"))?;
     attack.runs(&format!("unplug {REGION:#x} 4"))?;
     attack.runs(&format!("touch {:#x} write", REGION + 4 * BLOCK))?;
-    attack.end_with(&format!("touch {REGION:#x} write"), REGION)
+    attack.end_with(&format!("touch {REGION:#x} write"), REGION, "in no partition")
 }
 
 #[test]
 fn memory_that_was_never_plugged_cannot_be_executed() -> Result<()> {
     let address = REGION + ROOM - BLOCK;
-    Attack::with_policy("Stop")?.end_with(&format!("touch {address:#x} execute"), address)
+    Attack::with_policy("Stop")?.end_with(
+        &format!("touch {address:#x} execute"),
+        address,
+        "in no partition",
+    )
 }
 
 #[test]
@@ -200,7 +262,7 @@ fn an_emulated_instruction_is_reported_or_stopped_as_asked() -> Result<()> {
     assert_eq!(told["by"], "vcpu");
     attack.survives()?;
     attack.vm.power_off()?;
-    Attack::with_policy("Stop")?.end_with(&command, REGION)
+    Attack::with_policy("Stop")?.end_with(&command, REGION, "in no partition")
 }
 
 #[test]
