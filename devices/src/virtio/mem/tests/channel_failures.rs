@@ -177,13 +177,18 @@ fn a_shrink_into_more_than_256_pieces_is_busy() {
 fn more_runs_than_a_record_holds_are_busy_and_can_be_released() {
     let mut large = Large::new(Mode::Plain);
     let id = large.id;
-    for index in 0..300 {
+    for index in 0..256 {
         assert_eq!(large.ask(Request::Plug(block(2 * index))), (Answer::Ack, None));
     }
     large.books.partitioner.set_mode(Mode::Channel);
+    assert_eq!(large.query(), (Answer::Ack, Some(256)));
+
+    large.books.partitioner.set_mode(Mode::Plain);
+    assert_eq!(large.ask(Request::Plug(block(1000))), (Answer::Ack, None));
+    large.books.partitioner.set_mode(Mode::Channel);
     assert_eq!(large.query(), (Answer::Busy, None));
     assert_eq!(large.ask(Request::PartPlug(id)), (Answer::Busy, None));
-    assert_eq!(large.books.partitioner.plugged_size(), size(300), "nothing was done");
+    assert_eq!(large.books.partitioner.plugged_size(), size(257), "nothing was done");
     assert_eq!(large.ask(Request::PartRelease(id)), (Answer::Ack, None));
     assert_eq!(large.books.partitioner.plugged_size(), size(0));
 }

@@ -178,3 +178,19 @@ fn requests_of_the_channel_are_counted() {
         assert_eq!(rig.counter(name), 1, "{name}");
     }
 }
+
+/// What the guest says of a partition is policy: it is neither needed nor in the way.
+#[test]
+fn a_partition_that_is_said_to_be_in_use_can_be_released_shrunk_and_plugged() {
+    for event in [BOUND, DRAINING, EMPTY] {
+        let mut rig = Rig::channel();
+        let id = rig.taken("fn-1", 4);
+        assert_eq!(rig.notify(id, event, 4 * BLOCK), ACK);
+        assert_eq!(rig.part_plug(id), Err(ERROR), "it has what is wanted");
+        rig.handle.resize_partition(id, size(6), None).unwrap();
+        assert_eq!(rig.part_plug(id).unwrap().runs, [(4, 2)]);
+        rig.handle.resize_partition(id, size(5), None).unwrap();
+        assert_eq!((rig.shrink(id, 0, 1), rig.release(id)), (ACK, ACK));
+        assert_eq!(rig.view(id), None);
+    }
+}
