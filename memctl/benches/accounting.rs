@@ -4,10 +4,13 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use memctl::{BlockRange, Blocks, Bytes, Cookie, Geometry, Layout, Mode, PartitionId, Partitioner};
 
 const BLOCK: Bytes = Bytes::mib(2);
+/// The most that placement cuts a partition into.
+const PIECES: u32 = 16;
 const SIZES: [Bytes; 4] = [Bytes::gib(1), Bytes::gib(16), Bytes::gib(256), Bytes::gib(1024)];
 
 fn geometry(size: Bytes) -> Geometry {
@@ -85,34 +88,72 @@ fn by_size_of_region(c: &mut Criterion) {
     group.finish();
 }
 
-/// PART_PLUG and PART_RELEASE among many partitions. The add in between is not measured.
+/// A full region with a partition in the most pieces that placement makes, waiting to be plugged.
+fn scattered() -> Partitioner {
+    let mut layout = Layout::shared_only(geometry(Bytes::gib(1024)));
+    (layout.shared_area, layout.max_partitions) = (Blocks::ZERO, 2 * PIECES + 2);
+    let mut memory = Partitioner::new(layout);
+    memory.set_mode(Mode::Channel);
+    let gaps: Vec<_> = (0..PIECES)
+        .map(|at| {
+            let gap = add(&mut memory, &format!("gap-{at}"), Blocks::new(64));
+            add(&mut memory, &format!("wall-{at}"), Blocks::new(1));
+            gap
+        })
+        .collect();
+    let rest = layout.geometry.blocks() - Blocks::new(65 * u64::from(PIECES));
+    add(&mut memory, "rest", rest);
+    for gap in gaps {
+        memory.remove(gap, &mut |_| {}).expect("a partition");
+    }
+    add(&mut memory, "measured", Blocks::new(64 * u64::from(PIECES)));
+    memory
+}
+
+/// PART_PLUG and PART_RELEASE among many partitions, and of one in many pieces.
 fn partitions(c: &mut Criterion) {
     let mut group = c.benchmark_group("1TiB/4095-partitions");
     for size in [64, 256, 65536, 500_000] {
         let size = Blocks::new(size);
-        let (waiting, id) = with_partitions(4095, size);
-        let mut taken = waiting.clone();
-        plug_partition(&mut taken, id);
-        group.bench_function(BenchmarkId::new("part_plug", size), |b| {
-            let mut memory = waiting.clone();
-            b.iter_custom(|iterations| {
-                timed(iterations, &mut memory, plug_partition, |memory| {
-                    release(memory, last(memory));
-                    add(memory, "measured", size);
-                })
-            });
-        });
-        group.bench_function(BenchmarkId::new("part_release", size), |b| {
-            let mut memory = taken.clone();
-            b.iter_custom(|iterations| {
-                timed(iterations, &mut memory, release, |memory| {
-                    let id = add(memory, "measured", size);
-                    plug_partition(memory, id);
-                })
-            });
-        });
+        let (waiting, _) = with_partitions(4095, size);
+        plug_and_release(&mut group, &size.to_string(), &waiting, size);
     }
     group.finish();
+    let mut group = c.benchmark_group("1TiB/pieces");
+    let size = Blocks::new(64 * u64::from(PIECES));
+    plug_and_release(&mut group, &PIECES.to_string(), &scattered(), size);
+    group.finish();
+}
+
+/// Both requests of the partition that was added last, of `size`, which waits to be plugged. The add
+/// in between is not measured.
+fn plug_and_release(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    waiting: &Partitioner,
+    size: Blocks,
+) {
+    let mut taken = waiting.clone();
+    let id = last(&taken);
+    plug_partition(&mut taken, id);
+    group.bench_function(BenchmarkId::new("part_plug", name), |b| {
+        let mut memory = waiting.clone();
+        b.iter_custom(|iterations| {
+            timed(iterations, &mut memory, plug_partition, |memory| {
+                release(memory, last(memory));
+                add(memory, "measured", size);
+            })
+        });
+    });
+    group.bench_function(BenchmarkId::new("part_release", name), |b| {
+        let mut memory = taken.clone();
+        b.iter_custom(|iterations| {
+            timed(iterations, &mut memory, release, |memory| {
+                let id = add(memory, "measured", size);
+                plug_partition(memory, id);
+            })
+        });
+    });
 }
 
 fn release(memory: &mut Partitioner, id: PartitionId) {
