@@ -14,6 +14,9 @@ use crate::way::Way;
 /// For one step in the lab. A stock guest whose first attempt fails waits 50 s.
 const LIMIT: Duration = Duration::from_secs(240);
 
+/// For the guest to give a partition back: the most that the API waits.
+const REMOVAL: Duration = Duration::from_secs(60);
+
 /// What a function leaves of its memory: what its exec needs before it touches the rest.
 const SLACK: u64 = 8 * MIB;
 
@@ -171,7 +174,7 @@ impl Scene {
         match self.way {
             Way::Partition => {
                 let id = format!("fn{number}");
-                let body = json!({ "id": id, "timeout_ms": LIMIT.as_millis() as u64 });
+                let body = json!({ "id": id, "timeout_ms": REMOVAL.as_millis() as u64 });
                 self.vm.api()?.put_json("vm.remove-partition", &body)?.expect(200)?;
             }
             Way::Balloon => {

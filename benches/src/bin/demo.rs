@@ -17,6 +17,7 @@ use benches::smaps;
 use benches::table::Table;
 use benches::unit::Unit;
 use benches::way::Way;
+use serde_json::{Map, Value};
 
 /// Eight functions: what each does besides keeping its memory in use, as the guest's shell starts
 /// it in the function's cgroup.
@@ -73,7 +74,7 @@ fn one_vm(place: &Place, base: &Guest, memctl: &Path) -> Result<()> {
     let start = Instant::now();
     let vm = Elastic::boot(Monitor::Tessera, &guest, &socket)?;
     let booted = start.elapsed();
-    println!("{}", std::fs::read_to_string(socket.with_extension("json"))?);
+    print!("{}", members(&std::fs::read_to_string(socket.with_extension("json"))?)?);
     println!("$ tessera --config vm.json --api-socket vm.sock");
     println!("{}", vm.console().text().lines().next().unwrap_or_default());
     println!("$ uname -sr; nproc; grep MemTotal /proc/meminfo");
@@ -84,13 +85,28 @@ fn one_vm(place: &Place, base: &Guest, memctl: &Path) -> Result<()> {
     title("It grows, and it shrinks");
     for size in [guest.boot + 512 * MIB, guest.boot] {
         let text = format!("{}M", size / MIB);
+        vm.events()?.forget();
+        let asked = Instant::now();
         run_memctl(memctl, &socket, &["resize-vm", "--memory", &text])?;
-        let time = vm.reach(&guest, size - guest.boot, LIMIT)?;
-        println!("  the guest has followed after {:.0} ms", ms(time));
+        vm.events()?.wait(LIMIT, |event| event["event"] == "resized")?;
+        println!("  the guest has followed after {:.0} ms", ms(asked.elapsed()));
         run_memctl(memctl, &socket, &["ls"])?;
     }
     println!("$ poweroff -f\n  over after {:.0} ms", ms(vm.power_off()?));
     Ok(())
+}
+
+/// A JSON object with each of its members on a line, files without their folders.
+fn members(object: &str) -> Result<String> {
+    let mut object: Map<String, Value> = serde_json::from_str(object)?;
+    for file in ["kernel", "initramfs"] {
+        let name = object["payload"][file].as_str().and_then(|path| path.rsplit('/').next());
+        let name = name.map(str::to_owned);
+        object["payload"][file] = name.into();
+    }
+    let lines: Vec<_> =
+        object.iter().map(|(name, value)| format!("  \"{name}\": {value}")).collect();
+    Ok(format!("{{\n{}\n}}\n", lines.join(",\n")))
 }
 
 /// Eight functions in one VM, all of them at work, and the end of each.
@@ -113,7 +129,9 @@ fn functions(
     let page =
         vm.shell("until wget -q -O - http://127.0.0.1:8005/index.html; do usleep 50000; done")?;
     ensure!(page == "hello", "web-3 answered {page:?}");
-    println!("web-1 to web-3 answer, zip-1 and zip-2 compress, data-1 to data-3 keep data");
+    let names: Vec<String> =
+        FUNCTIONS.iter().enumerate().map(|(n, (name, _))| format!("fn{n} {name}")).collect();
+    println!("{}: web servers answer, zips compress, all keep data", names.join(", "));
     if let Some(memctl) = memctl {
         run_memctl(memctl, &socket, &["ls"])?;
     }
