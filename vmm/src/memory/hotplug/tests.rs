@@ -94,6 +94,19 @@ fn memory_opened_populated_is_there_before_it_is_touched() {
 }
 
 #[test]
+fn memory_of_a_host_node_that_is_not_there_stays_closed() {
+    let (memory, mut hotplug) = ram(Backing::Anonymous, 4);
+    hotplug.memory.host_node = Some(1023);
+    hotplug.open(blocks(1..2)).unwrap_err();
+    memory.write_obj(7u64, at(1)).unwrap_err();
+    hotplug.memory.host_node = Some(u16::MAX);
+    hotplug.open(blocks(1..2)).unwrap_err();
+    hotplug.memory.host_node = None;
+    hotplug.open(blocks(1..2)).unwrap();
+    assert_eq!(hotplug.runs, 1);
+}
+
+#[test]
 fn released_shared_memory_is_gone_from_its_file() {
     let (memory, mut hotplug) = ram(Backing::Shared, 4);
     hotplug.open(blocks(0..4)).unwrap();

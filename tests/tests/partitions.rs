@@ -1,0 +1,213 @@
+//! Partitions of a guest with our kernel: a function's memory, taken and given back whole.
+
+use std::thread;
+
+use anyhow::Context;
+use guest_tests::{Config, Reply, Result, Tessera, Vm, until, within};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 256 * MIB;
+
+/// A guest with room for partitions, where `/cg/fn0` is a control group for a function.
+fn vm() -> Result<Tessera> {
+    let config = Config::vmlinux()?
+        .memory(256 * MIB)
+        .with_programs()?
+        .set("memory.partitions", json!({"size": 1024 * MIB, "prepare": SIZE}));
+    let vm = Vm::from(config).boot()?;
+    control_group(&vm)?;
+    Ok(vm)
+}
+
+fn control_group(vm: &Tessera) -> Result<()> {
+    vm.shell("mkdir -p /cg; mount -t cgroup2 cg /cg; echo +memory > /cg/cgroup.subtree_control")?;
+    vm.shell("mkdir /cg/fn0")?;
+    Ok(())
+}
+
+fn put(vm: &Tessera, call: &str, body: &Value) -> Result<Reply> {
+    vm.api().put_json(call, body)
+}
+
+fn find(vm: &Tessera, id: &str) -> Result<Option<Value>> {
+    let body = vm.api().get("vm.partitions")?.expect(200)?.body;
+    let list = body.as_array().context("no list")?;
+    Ok(list.iter().find(|one| one["id"] == id).cloned())
+}
+
+/// Adds a partition and waits until the guest has it.
+fn add(vm: &Tessera, id: &str, release: &str) -> Result<()> {
+    let body = json!({"id": id, "size": SIZE, "cookie": 7, "release": release});
+    let added = put(vm, "vm.add-partition", &body)?.expect(200)?.body;
+    assert_eq!((&added["id"], &added["size"]), (&json!(id), &json!(SIZE)));
+    reaches(vm, id, "plugged", SIZE)
+}
+
+fn reaches(vm: &Tessera, id: &str, state: &str, plugged: u64) -> Result<()> {
+    until(&format!("{id} to be {state}"), within(30), || {
+        let found = find(vm, id)?;
+        Ok(found.filter(|one| one["state"] == state && one["plugged"] == plugged).map(drop))
+    })
+}
+
+fn is_gone(vm: &Tessera, id: &str) -> Result<()> {
+    until(&format!("{id} to be gone"), within(30), || Ok(find(vm, id)?.is_none().then_some(())))
+}
+
+/// Starts a function that fills 200 MiB, and waits until it has.
+fn start(vm: &Tessera) -> Result<()> {
+    vm.shell(
+        "echo auto > /cg/fn0/memory.partition; rm -f /out; \
+         hog 1 200 cgroup=/cg/fn > /out 2>&1 & while ! grep -q ready /out; do sleep 0.1; done",
+    )?;
+    Ok(())
+}
+
+/// Ends it, and with it the binding of its control group.
+fn end(vm: &Tessera) -> Result<()> {
+    vm.shell(
+        "killall -9 hog; while pidof hog; do sleep 0.1; done; echo none > /cg/fn0/memory.partition",
+    )?;
+    Ok(())
+}
+
+fn migrated(vm: &Tessera) -> Result<u64> {
+    Ok(vm.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
+}
+
+/// What the monitor's process has resident, guest memory included.
+fn resident(vm: &Tessera) -> Result<u64> {
+    Ok(vm.process().mappings()?.iter().map(|mapping| mapping.resident).sum())
+}
+
+fn counter(vm: &Tessera, name: &str) -> Result<u64> {
+    let counters = vm.api().get("vm.counters")?.expect(200)?.body;
+    counters["__partitions"][name].as_u64().context("no such counter")
+}
+
+#[test]
+fn a_function_ends_in_one_request_and_no_page_is_migrated() -> Result<()> {
+    let vm = vm()?;
+    for round in 1..=3 {
+        add(&vm, "fn-1", "auto")?;
+        let idle = resident(&vm)?;
+        start(&vm)?;
+        assert_eq!(vm.shell("grep cookie /cg/fn0/memory.partition")?, "cookie 7");
+        reaches(&vm, "fn-1", "bound", SIZE)?;
+        let busy = resident(&vm)?;
+        assert!(busy > idle + 190 * MIB, "{} MiB, then {}", idle / MIB, busy / MIB);
+        let before = migrated(&vm)?;
+        end(&vm)?;
+        is_gone(&vm, "fn-1")?;
+        assert_eq!(migrated(&vm)?, before);
+        assert_eq!(counter(&vm, "part_release")?, round);
+        let after = resident(&vm)?;
+        assert!(after < idle + 32 * MIB, "{} MiB, then {}", idle / MIB, after / MIB);
+        let info = vm.api().get("vm.info")?.expect(200)?.body;
+        assert_eq!(info["memory_actual_size"], 256 * MIB);
+    }
+    vm.power_off()
+}
+
+#[test]
+fn a_kept_partition_waits_for_its_removal() -> Result<()> {
+    let vm = vm()?;
+    add(&vm, "warm", "manual")?;
+    for _ in 0..2 {
+        start(&vm)?;
+        reaches(&vm, "warm", "bound", SIZE)?;
+        end(&vm)?;
+        reaches(&vm, "warm", "plugged", SIZE)?;
+    }
+    let body = json!({"id": "warm", "timeout_ms": 30_000});
+    let gone = put(&vm, "vm.remove-partition", &body)?.expect(200)?.body;
+    assert_eq!((&gone["state"], &gone["plugged"]), (&json!("absent"), &json!(0)));
+    let (all, host) = (gone["removal_us"].as_u64(), gone["last_release_us"].as_u64());
+    assert!(all.context("no time")? >= host.context("no time of the host's")?, "{gone}");
+    put(&vm, "vm.remove-partition", &body)?.expect(404)?;
+    vm.power_off()
+}
+
+#[test]
+fn a_partition_in_use_is_named_and_goes_when_its_function_ends() -> Result<()> {
+    let vm = vm()?;
+    add(&vm, "fn-1", "auto")?;
+    start(&vm)?;
+    reaches(&vm, "fn-1", "bound", SIZE)?;
+    let remove = |timeout: u64| json!({"id": "fn-1", "timeout_ms": timeout});
+    for timeout in [0, 300] {
+        let body = put(&vm, "vm.remove-partition", &remove(timeout))?.expect(409)?.body.to_string();
+        assert!(body.contains("partition fn-1 is bound") && body.contains("in use"), "{body}");
+    }
+    let api = vm.api();
+    let waiter = thread::spawn(move || api.put_json("vm.remove-partition", &remove(50_000)));
+    end(&vm)?;
+    let answer = waiter.join().expect("it does not panic")?;
+    // It may have gone before the call came.
+    assert!([200, 404].contains(&answer.status), "{answer:?}");
+    is_gone(&vm, "fn-1")?;
+    vm.power_off()
+}
+
+#[test]
+fn evacuation_takes_a_partition_from_a_function_that_lives_on() -> Result<()> {
+    let vm = vm()?;
+    vm.shell("true")?;
+    let body = json!({"id": "small", "size": 64 * MIB});
+    put(&vm, "vm.add-partition", &body)?.expect(200)?;
+    reaches(&vm, "small", "plugged", 64 * MIB)?;
+    vm.shell(
+        "echo auto > /cg/fn0/memory.partition; hog 1 40 cgroup=/cg/fn > /out 2>&1 & \
+         while ! grep -q ready /out; do sleep 0.1; done",
+    )?;
+    reaches(&vm, "small", "bound", 64 * MIB)?;
+    let body = json!({"id": "small", "timeout_ms": 30_000, "evacuate": true});
+    put(&vm, "vm.remove-partition", &body)?.expect(200)?;
+    vm.shell("kill -USR1 $(sed -n 's/^hog 0 \\([0-9]\\)/\\1/p' /out); sleep 1")?;
+    let told = vm.shell("cat /out")?;
+    assert!(told.contains("intact") && !told.contains("corrupt"), "{told}");
+    vm.power_off()
+}
+
+#[test]
+fn a_live_partition_grows_and_shrinks() -> Result<()> {
+    let vm = vm()?;
+    add(&vm, "fn-1", "auto")?;
+    for size in [512 * MIB, 128 * MIB] {
+        let body = json!({"id": "fn-1", "size": size});
+        put(&vm, "vm.resize-partition", &body)?.expect(200)?;
+        reaches(&vm, "fn-1", "plugged", size)?;
+        put(&vm, "vm.resize-partition", &body)?.expect(204)?;
+    }
+    vm.power_off()
+}
+
+#[test]
+fn a_reboot_asks_for_the_wanted_partitions_again() -> Result<()> {
+    let vm = vm()?;
+    add(&vm, "stays", "manual")?;
+    start(&vm)?;
+    reaches(&vm, "stays", "bound", SIZE)?;
+    vm.console().send("reboot -f\n")?;
+    vm.console().wait_for_shell()?;
+    reaches(&vm, "stays", "plugged", SIZE)?;
+    control_group(&vm)?;
+    start(&vm)?;
+    reaches(&vm, "stays", "bound", SIZE)?;
+    end(&vm)?;
+    reaches(&vm, "stays", "plugged", SIZE)?;
+    vm.power_off()
+}
+
+#[test]
+fn a_guest_without_the_channel_is_a_conflict_that_says_what_to_do() -> Result<()> {
+    let vm = vm()?;
+    let driver = "/sys/bus/virtio/drivers/virtio_mem";
+    vm.shell(&format!("cd {driver}; for device in virtio*; do echo $device > unbind; done; cd /"))?;
+    let body = json!({"id": "fn-1", "size": SIZE});
+    let text = put(&vm, "vm.add-partition", &body)?.expect(409)?.body.to_string();
+    assert!(text.contains("partition channel") && text.contains("vm.resize"), "{text}");
+    assert!(find(&vm, "fn-1")?.is_none());
+    vm.power_off()
+}
