@@ -60,7 +60,7 @@ pub enum Error {
     #[error("the guest was stopped: {access}")]
     Refused {
         /// Where, and whose memory it is.
-        access: RefusedAccess,
+        access: Box<RefusedAccess>,
         /// The vCPU that can't go on, where it was one.
         source: Option<crate::kvm::vcpu::Fault>,
     },

@@ -14,6 +14,8 @@ pub struct Fault {
     vcpu: usize,
     reason: Reason,
     registers: String,
+    /// What [`locate`] found: not for sure what the vCPU reached for.
+    located: Option<u64>,
 }
 
 impl Fault {
@@ -23,14 +25,14 @@ impl Fault {
             (Ok(regs), Ok(sregs)) => dump(&regs, &sregs),
             _ => "registers could not be read".to_owned(),
         };
-        Self { vcpu, reason, registers }
+        Self { vcpu, reason, registers, located: None }
     }
 
     /// Where the guest reached for memory that can't be accessed, if that is why it stopped: a
     /// guest-physical address, of the page where the host tells no more.
     pub fn inaccessible(&self) -> Option<u64> {
         match self.reason {
-            Reason::Memory(address) => address,
+            Reason::Memory(address) => address.or(self.located),
             _ => None,
         }
     }
@@ -42,7 +44,7 @@ impl Fault {
 
     /// Finds out where, as [`locate`] does.
     pub(super) fn locate(&mut self, fd: VcpuFd) {
-        self.reason = Reason::Memory(locate(fd));
+        self.located = locate(fd);
     }
 }
 
@@ -63,8 +65,8 @@ impl fmt::Display for Reason {
             Self::TripleFault => write!(f, "triple fault"),
             Self::Entry(reason) => write!(f, "the CPU refused the guest's state ({reason:#x})"),
             Self::Internal => write!(f, "KVM can't emulate the guest's instruction"),
-            Self::Memory(Some(address)) => write!(f, "access to closed memory at {address:#x}"),
-            Self::Memory(None) => write!(f, "access to closed memory"),
+            Self::Memory(Some(address)) => write!(f, "no memory at {address:#x}"),
+            Self::Memory(None) => write!(f, "no memory where it reached"),
             Self::Run(error) => write!(f, "KVM_RUN failed: {error}"),
             Self::Unexpected(exit) => write!(f, "unexpected exit {exit}"),
         }

@@ -62,7 +62,8 @@ pub(super) fn report(
     let accesses: Vec<_> = refusals.filter_map(|one| RefusedAccess::new(machine, one)).collect();
     accesses.iter().for_each(|access| access.tell(events));
     let access = accesses.into_iter().next()?;
-    (policy == spec::RefusedAccess::Stop).then_some(Error::Refused { access, source: None })
+    (policy == spec::RefusedAccess::Stop)
+        .then_some(Error::Refused { access: Box::new(access), source: None })
 }
 
 /// The error that a VM ends with when a vCPU could not go on, and tells of it where that was for
@@ -74,7 +75,7 @@ pub(super) fn fault(machine: &Machine, fault: Fault, events: &EventMonitor) -> E
     match access.filter(|access| !access.block.plugged) {
         Some(access) => {
             access.tell(events);
-            Error::Refused { access, source: Some(fault) }
+            Error::Refused { access: Box::new(access), source: Some(fault) }
         }
         None => fault.into(),
     }
