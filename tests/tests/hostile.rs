@@ -96,9 +96,9 @@ impl Attack {
             format!("reached for memory at {address:#x} that the guest does not have, {owner}");
         assert!(log.contains(&named), "{command}: no {named:?} in the log");
         let told = self.refusals()?;
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert_eq!(told[0]["address"], format!("{address:#x}"));
-        assert_eq!(told[0]["plugged"], "false");
+        let last = told.last().unwrap_or(&Value::Null);
+        assert_eq!(last["address"], format!("{address:#x}"), "{told:?}");
+        assert_eq!(last["plugged"], "false");
         Ok(())
     }
 }
@@ -207,7 +207,8 @@ fn a_liar_about_partitions_has_no_more_than_was_given() -> Result<()> {
 
 #[test]
 fn an_access_to_a_partition_that_is_not_plugged_names_it() -> Result<()> {
-    let attack = Attack::with_partitions(&Cgroup::new()?)?;
+    let cgroup = Cgroup::new()?;
+    let attack = Attack::with_partitions(&cgroup)?;
     let list = attack.vm.api().get("vm.partitions")?.expect(200)?.body;
     assert_eq!(list[1]["id"], "fn-2");
     let address = list[1]["extents"][0]["addr"].as_u64().unwrap_or_default() + BLOCK;
@@ -300,5 +301,7 @@ fn a_hoarder_has_not_a_byte_over_its_allotment() -> Result<()> {
     let end = attack.vm.api().get("vm.info")?.expect(200)?.body["memory_actual_size"].as_u64();
     assert_eq!(end, Some(BOOT + kept));
     attack.survives()?;
-    attack.vm.power_off()
+    // Its own instructions get no further, whatever the policy: KVM can't complete them.
+    let touch = REGION + BLOCK;
+    attack.end_with(&format!("touch {touch:#x} write"), touch, "in no partition")
 }

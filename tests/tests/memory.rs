@@ -138,6 +138,13 @@ fn a_thousand_shrinks_that_race_a_plug_leave_the_driver_working() -> Result<()> 
         thread::sleep(Duration::from_micros(round % 50 * 500));
         resize(&vm, BOOT + round % 3 * 2 * MIB)?;
     }
+    // And in the middle of one: some of the memory is there, the rest is asked for.
+    for _ in 0..100 {
+        resize(&vm, BOOT)?;
+        reaches(&vm, BOOT)?;
+        resize(&vm, BOOT + 512 * MIB)?;
+        until("the plug to begin", within(60), || Ok(actual_size(&vm)?.filter(|&at| at > BOOT)))?;
+    }
     let counters = vm.api().get("vm.counters")?.expect(200)?.body["__mem"].clone();
     println!("{counters}");
     assert_eq!(counters["error"], 0, "{counters}");
