@@ -3,7 +3,6 @@
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc && mount -t sysfs sys /sys && mount -t devtmpfs dev /dev
-mount -t cgroup2 cgroup /sys/fs/cgroup
 while read -r module; do insmod "/modules/$module"; done < /modules/order
 p9=trans=virtio,version=9p2000.L,msize=512000
 mount -t 9p -o "$p9,cache=loose,ro" host /host
