@@ -28,6 +28,9 @@ pub const MIB: u64 = 1 << 20;
 /// once a second. Tessera tells by an event.
 const PERIOD: Duration = Duration::from_millis(10);
 
+/// Lines that are shown of a guest that does not do what it should.
+const SHOWN: usize = 40;
+
 /// Which program runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Monitor {
@@ -192,7 +195,11 @@ impl Elastic {
     /// # Errors
     /// It fails, or the guest hangs.
     pub fn shell(&self, command: &str) -> Result<String> {
-        self.console.shell(command)
+        self.console.shell(command).inspect_err(|_| {
+            let text = self.console.text();
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("{}", lines[lines.len().saturating_sub(SHOWN)..].join("\n"));
+        })
     }
 
     /// The guest's console.

@@ -7,13 +7,13 @@
  * the output, and the parent "hogs ready" once all is touched. A hog that gets SIGUSR1 checks
  * what it wrote, and says "hog INDEX intact" or "hog INDEX corrupt". They end with their parent.
  *
- *   chunk=KIB    what one touches at a turn (64)
+ *   chunk=KIB    what one touches at a turn (2048, a huge page)
  *   thp=0        no huge pages
  *   cgroup=BASE  hog N moves itself to the cgroup BASEN first
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -35,9 +35,12 @@ struct plan {
 	const char *cgroup;
 };
 
-/* Shared by all: whose turn it is, and how many have touched everything. */
+/* The most hogs there can be. */
+#define MOST 64
+
+/* Shared by all: what each waits for when it is another's turn, and who has touched everything. */
 struct progress {
-	atomic_int turn;
+	sem_t turn[MOST];
 	atomic_int done;
 };
 
@@ -107,10 +110,10 @@ static void hog(const struct plan *plan, struct progress *progress, int index)
 	for (size_t at = 0; at < plan->bytes; at += plan->chunk) {
 		size_t end = at + plan->chunk;
 
-		while (atomic_load(&progress->turn) % plan->count != index)
-			sched_yield();
+		while (sem_wait(&progress->turn[index]))
+			;
 		touch(memory, at, end < plan->bytes ? end : plan->bytes, index);
-		atomic_fetch_add(&progress->turn, 1);
+		sem_post(&progress->turn[(index + 1) % plan->count]);
 	}
 	atomic_fetch_add(&progress->done, 1);
 	while (sigwait(&check, &signal) == 0) {
@@ -122,7 +125,7 @@ static void hog(const struct plan *plan, struct progress *progress, int index)
 
 static struct plan parse(int argc, char **argv)
 {
-	struct plan plan = { .chunk = 64 << 10, .thp = 1 };
+	struct plan plan = { .chunk = HUGE_PAGE, .thp = 1 };
 
 	if (argc < 3) {
 		dprintf(2, "usage: hog COUNT MIB [chunk=KIB] [thp=0] [cgroup=BASE]\n");
@@ -142,8 +145,8 @@ static struct plan parse(int argc, char **argv)
 			exit(2);
 		}
 	}
-	if (plan.count < 1 || !plan.bytes || !plan.chunk) {
-		dprintf(2, "hog: COUNT, MIB and chunk are positive numbers\n");
+	if (plan.count < 1 || plan.count > MOST || !plan.bytes || !plan.chunk) {
+		dprintf(2, "hog: COUNT (at most %d), MIB and chunk are positive numbers\n", MOST);
 		exit(2);
 	}
 	return plan;
@@ -152,11 +155,13 @@ static struct plan parse(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	struct plan plan = parse(argc, argv);
-	struct progress *progress = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+	struct progress *progress = mmap(NULL, sizeof(*progress), PROT_READ | PROT_WRITE,
 					 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	if (progress == MAP_FAILED)
 		die("mmap");
+	for (int i = 0; i < plan.count; i++)
+		sem_init(&progress->turn[i], 1, i == 0);
 	/* One that was killed leaves nothing behind. */
 	signal(SIGCHLD, SIG_IGN);
 	for (int i = 0; i < plan.count; i++) {
