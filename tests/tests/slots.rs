@@ -8,11 +8,10 @@ const SLOT: u64 = 256 * MIB;
 
 /// A guest with two slots, whose shell keeps to node 0.
 fn vm() -> Result<Tessera> {
-    let partitions = json!({"mode": "numa", "slots": 2, "slot_size": SLOT});
     let config = Config::vmlinux()?
         .memory(256 * MIB)
         .with_programs()?
-        .set("memory.partitions", partitions)
+        .set("memory.partitions", json!({"mode": "numa", "slots": 2, "slot_size": SLOT}))
         .cmdline("memhp_default_state=online_movable");
     let vm = Vm::from(config).boot()?;
     vm.shell(
@@ -48,11 +47,18 @@ fn migrated(vm: &Tessera) -> Result<u64> {
     Ok(vm.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
 }
 
+/// Linux puts plugged memory online a moment later. Until then a control group that is to have it
+/// alone has its parent's.
+fn wait_for(group: &str, node: u64) -> String {
+    format!("until [ \"$(cat {group}/cpuset.mems.effective)\" = {node} ]; do sleep 0.1; done;")
+}
+
 /// Starts a process that fills 200 MiB of a node, and waits until it has. Its output goes through a
 /// pipe: a file that it wrote would lie on its node, and would have to move.
 fn start(vm: &Tessera, node: u64) -> Result<()> {
+    let wait = wait_for(&format!("/cg/fn{node}0"), node);
     vm.shell(&format!(
-        "mkdir -p /cg/fn{node}0; echo {node} > /cg/fn{node}0/cpuset.mems; rm -f /out{node}; \
+        "mkdir -p /cg/fn{node}0; echo {node} > /cg/fn{node}0/cpuset.mems; {wait} rm -f /out{node}; \
          hog 1 200 cgroup=/cg/fn{node} 2>&1 | cat > /out{node} & \
          while ! grep -q ready /out{node}; do sleep 0.1; done"
     ))?;
