@@ -1,10 +1,13 @@
 //! Partitions of a guest without our kernel patches: each is a NUMA node of its own.
 
-use guest_tests::{Config, Result, Tessera, Vm, until, within};
+use guest_tests::{Artefact, Config, Image, Result, Tessera, Vm, until, within};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 const SLOT: u64 = 256 * MIB;
+
+/// From the monitor's start to a login; systemd takes its time.
+const PATIENCE: u32 = 400;
 
 /// A guest with two slots, whose shell keeps to node 0.
 fn vm() -> Result<Tessera> {
@@ -117,4 +120,44 @@ fn a_reboot_asks_for_the_same_partitions_in_the_same_nodes() -> Result<()> {
     let missing = json!({"id": "fn-a"});
     vm.api().put_json("vm.remove-partition", &missing)?.expect(404)?;
     vm.power_off()
+}
+
+#[test]
+fn debians_own_kernel_gives_a_function_back() -> Result<()> {
+    let image = Image::copy_of(&Artefact::DebianImage.path()?)?;
+    // Its kernel has no channel, so auto means slots.
+    let partitions = json!({"mode": "auto", "size": 1024 * MIB, "slots": 2, "slot_size": SLOT});
+    let config = Config::debian(&image.path())?
+        .set("memory.partitions", partitions)
+        .cmdline("quiet memhp_default_state=online_movable");
+    let vm = Vm::from(config).prompt("root@tessera:~# ").boot()?;
+    vm.console().wait_for_within("tessera login: root (automatic login)", within(PATIENCE))?;
+    vm.shell(
+        "cd /sys/fs/cgroup; echo +cpuset > cgroup.subtree_control; \
+         for slice in *.slice init.scope; do echo 0 > $slice/cpuset.mems; done; mkdir fn; cd",
+    )?;
+    let group = "/sys/fs/cgroup/fn";
+    for round in 0..3 {
+        let node = add(&vm, "fn-a")?;
+        let wait = wait_for(group, node);
+        // Perl makes its string twice: 200 MiB.
+        vm.shell(&format!(
+            "echo {node} > {group}/cpuset.mems; {wait} (echo $BASHPID > {group}/cgroup.procs; \
+             exec perl -e '$x = q(x) x (100 << 20); sleep 1000') & sleep 1"
+        ))?;
+        let meminfo = format!("/sys/devices/system/node/node{node}/meminfo");
+        until("the function to fill its node", within(30), || {
+            let kib =
+                vm.shell(&format!("sed -n 's/.*AnonPages: *\\([0-9]*\\) kB/\\1/p' {meminfo}"))?;
+            Ok((kib.trim().parse::<u64>()? > 190 << 10).then_some(()))
+        })?;
+        let before = migrated(&vm)?;
+        vm.shell(&format!("echo 1 > {group}/cgroup.kill; wait"))?;
+        let body = json!({"id": "fn-a", "timeout_ms": 60_000});
+        let gone = vm.api().put_json("vm.remove-partition", &body)?.expect(200)?.body;
+        let moved = migrated(&vm)? - before;
+        println!("round {round}: back after {} us, {moved} pages migrated", gone["removal_us"]);
+        assert!(moved < 64, "{moved} pages");
+    }
+    Ok(())
 }
