@@ -21,6 +21,8 @@ pub use self::keys::OptionError;
 
 const CPUS_HELP: &str =
     "boot=1,max=,topology=THREADS:CORES:DIES:PACKAGES,max_phys_bits=46,affinity=[0@[1,2],..]";
+const NUMA_HELP: &str = "guest_numa_id=,cpus=[0-1],distances=[1@20],memory_zones=[..]; several \
+                         values replace the nodes of the file";
 
 /// A microVM monitor that runs many function instances in one virtual machine.
 #[derive(Debug, Parser)]
@@ -58,9 +60,8 @@ pub struct Cli {
     /// hotplugged_size=,prefault=off; several values replace the zones of the file
     #[arg(long, value_name = "KEYS", requires = "payload", num_args = 1..)]
     memory_zone: Vec<String>,
-    /// guest_numa_id=,cpus=[0-1],distances=[1@20],memory_zones=[..]; several values replace the
-    /// nodes of the file
-    #[arg(long, value_name = "KEYS", requires = "payload", num_args = 1..)]
+    /// NUMA nodes.
+    #[arg(long, value_name = "KEYS", requires = "payload", num_args = 1.., help = NUMA_HELP)]
     numa: Vec<String>,
     /// path=,readonly=off,direct=off,num_queues=1,queue_size=128,id=,serial=,image_type=raw;
     /// several values replace the disks of the file
