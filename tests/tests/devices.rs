@@ -118,7 +118,7 @@ fn a_serial_terminal_is_named_before_the_boot_and_kept_over_a_reset() -> Result<
 fn nobody_at_the_terminal_does_not_stop_the_guest() -> Result<()> {
     let vm = Vm::from(Config::vmlinux()?.set("console.mode", "Pty")).boot()?;
     // Much more than a terminal keeps for a reader who is not there.
-    vm.shell("seq 20000 > /dev/hvc0")?;
+    vm.shell("seq 14000 > /dev/hvc0")?;
     let console = Console::open(&pty(&vm, "console")?)?;
     vm.shell("echo for the late reader > /dev/hvc0")?;
     console.wait_for("for the late reader")?;

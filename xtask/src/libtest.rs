@@ -62,16 +62,11 @@ impl Tally {
 /// ended without its result line, or with a status that its result does not explain, counts as one
 /// more failure.
 pub(crate) fn tally(program: &str, output: &str, success: bool) -> Tally {
-    let mut tally = Tally::default();
+    let mut tally = ended(program, output);
     let mut result: Option<[u32; 3]> = None;
-    for line in output.lines() {
-        if let Some((name, outcome, reason)) = test_line(line) {
-            tally.count(program, name, outcome, reason);
-        }
-        if let Some(counts) = result_line(line) {
-            let sum = result.unwrap_or_default();
-            result = Some(std::array::from_fn(|i| sum[i] + counts[i]));
-        }
+    for counts in output.lines().filter_map(result_line) {
+        let sum = result.unwrap_or_default();
+        result = Some(std::array::from_fn(|i| sum[i] + counts[i]));
     }
     match result {
         None => {
@@ -87,8 +82,17 @@ pub(crate) fn tally(program: &str, output: &str, success: bool) -> Tally {
     tally
 }
 
+/// Counts the tests that ended, of a program that may not have.
+pub(crate) fn ended(program: &str, output: &str) -> Tally {
+    let mut tally = Tally::default();
+    for (name, outcome, reason) in output.lines().filter_map(test_line) {
+        tally.count(program, name, outcome, reason);
+    }
+    tally
+}
+
 /// The test that was running when a program's output ended, if it ended early.
-fn running(output: &str) -> Option<&str> {
+pub(crate) fn running(output: &str) -> Option<&str> {
     let last = output.lines().filter_map(started).next_back()?;
     let finished = output.lines().filter_map(test_line).any(|(name, ..)| name == last);
     (!finished).then_some(last)

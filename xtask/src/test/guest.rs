@@ -2,6 +2,10 @@
 //!
 //! A program's tests are dealt out in small groups, each of which gets a fresh lab, so no lab has
 //! much more to do than the other. What a test that kills its lab leaves over runs in another one.
+//!
+//! An emulated lab can stop for a reason of its own: a guest that spins with its interrupts off, as
+//! Linux does while it waits for a console, has been seen to take the emulated CPU's timer with it.
+//! So the test that was running gets a second lab; one that stops both has failed.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -27,7 +31,7 @@ const GROUP: usize = 6;
 const LABS: usize = 2;
 
 /// For one group; a guest test takes seconds, so a group that takes this long hangs.
-const TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// Some tests of one program.
 #[derive(Clone)]
@@ -36,6 +40,22 @@ struct Group {
     path: PathBuf,
     directory: PathBuf,
     tests: Vec<String>,
+    /// The one of them whose first lab stopped.
+    again: Option<String>,
+}
+
+impl Group {
+    /// What is to run in another lab after this one stopped: the test that was running, unless it
+    /// has had its second lab, and those after it. `None` when there is nothing left.
+    fn rest(&self, output: &str) -> Option<Self> {
+        let running = libtest::running(output).filter(|name| self.again.as_deref() != Some(*name));
+        let again = running.map(str::to_owned);
+        let mut tests: Vec<String> = again.iter().cloned().collect();
+        tests.extend(libtest::not_reached(&self.tests, output));
+        // A program that reached no test at all will not do better.
+        let any = !tests.is_empty() && tests != self.tests || again.is_some();
+        any.then(|| Self { tests, again, ..self.clone() })
+    }
 }
 
 /// What all labs need.
@@ -88,6 +108,7 @@ fn groups(program: &Program, filter: &str) -> Result<Vec<Group>> {
         path: program.path.clone(),
         directory: program.directory.clone(),
         tests: tests.to_vec(),
+        again: None,
     });
     Ok(groups.collect())
 }
@@ -121,20 +142,18 @@ impl Bench {
             }
         };
         let output = record.text();
-        if result.is_err() {
-            self.queue_rest(group, &output);
+        let rest = result.is_err().then(|| group.rest(&output)).flatten();
+        let again = rest.as_ref().and_then(|rest| rest.again.clone());
+        if let Some(rest) = rest {
+            self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(rest);
         }
-        libtest::tally(&group.label, &output, success)
-    }
-
-    /// Each such round has at least one test less, so there is an end to them.
-    fn queue_rest(&self, group: &Group, output: &str) {
-        let tests = libtest::not_reached(&group.tests, output);
-        if tests.is_empty() || tests.len() == group.tests.len() {
-            return;
+        match again {
+            Some(name) => {
+                eprintln!("{}: {name} gets another lab", group.label);
+                libtest::ended(&group.label, &output)
+            }
+            None => libtest::tally(&group.label, &output, success),
         }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.push_back(Group { tests, ..group.clone() });
     }
 
     fn job(&self, group: &Group) -> Result<Job> {
@@ -213,6 +232,21 @@ impl Drop for Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_whose_lab_stopped_gets_one_more_and_those_after_it_run_in_any_case() {
+        let tests: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
+        let (label, path, directory) = (String::new(), PathBuf::new(), PathBuf::new());
+        let group = Group { label, path, directory, tests, again: None };
+        let second = group.rest("test a ... ok\ntest b ... ").unwrap();
+        assert_eq!((second.tests.join(" "), second.again.as_deref()), ("b c".into(), Some("b")));
+        let third = second.rest("test b ... ").unwrap();
+        assert_eq!((third.tests.join(" "), third.again), ("c".into(), None));
+        let other = second.rest("test b ... ok\ntest c ... ").unwrap();
+        assert_eq!(other.again.as_deref(), Some("c"));
+        assert!(group.rest("no lab").is_none());
+        assert!(group.rest("test a ... ok\ntest b ... ok\ntest c ... ok\n").is_none());
+    }
 
     #[test]
     fn a_record_has_all_bytes_whatever_their_lines() {
