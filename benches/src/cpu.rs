@@ -25,10 +25,15 @@ impl CpuTime {
             let read = |file| fs::read_to_string(path.join(file));
             // A thread may end between the listing and the reading.
             let (Ok(name), Ok(times)) = (read("comm"), read("schedstat")) else { continue };
-            let Some(time) = run_time(&times) else { continue };
+            let time = run_time(&times).ok_or_else(|| io::Error::other("no times in schedstat"))?;
             *if is_vcpu(name.trim()) { &mut sum.vcpus } else { &mut sum.monitor } += time;
         }
         Ok(sum)
+    }
+
+    /// Of all threads together.
+    pub fn total(&self) -> Duration {
+        self.vcpus + self.monitor
     }
 
     /// What came after `before`.
@@ -48,7 +53,7 @@ fn is_vcpu(name: &str) -> bool {
 }
 
 /// The first number of a `schedstat`: nanoseconds on a CPU.
-pub(crate) fn run_time(schedstat: &str) -> Option<Duration> {
+fn run_time(schedstat: &str) -> Option<Duration> {
     let nanos = schedstat.split_whitespace().next()?.parse().ok()?;
     Some(Duration::from_nanos(nanos))
 }

@@ -223,6 +223,25 @@ impl Elastic {
         }
     }
 
+    /// Gives the guest a partition that it is to keep when it is empty, and waits until it has taken
+    /// it; the time that took.
+    ///
+    /// # Errors
+    /// The monitor refuses, or the guest does not take it within `limit`.
+    pub fn add_partition(&self, id: &str, size: u64, limit: Duration) -> Result<Duration> {
+        let (api, events) = (self.api()?, self.events()?);
+        events.forget();
+        let body = json!({ "id": id, "size": size, "release": "manual" });
+        let start = Instant::now();
+        api.put_json("vm.add-partition", &body)?.expect(200)?;
+        let plugged = |event: &Value| {
+            let what = &event["properties"];
+            event["source"] == "partition" && what["id"] == id && what["state"] == "plugged"
+        };
+        events.wait(limit, plugged).with_context(|| format!("partition {id}"))?;
+        Ok(start.elapsed())
+    }
+
     /// What the guest's driver says of its last plug (`last_plug`) or release (`last_release`) of a
     /// partition.
     ///

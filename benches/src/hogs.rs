@@ -61,8 +61,10 @@ impl<'a> Hogs<'a> {
     pub fn check(&self) -> Result<()> {
         for (number, pid) in self.alive.iter().enumerate() {
             let Some(pid) = pid else { continue };
+            // Answers of earlier checks stand in the log too.
+            let answers = format!("$(grep -c 'hog {number} [ic]' {LOG})");
             self.vm.shell(&format!(
-                "kill -USR1 {pid}; until grep -q 'hog {number} [ic]' {LOG}; do usleep 5000; done"
+                "had={answers}; kill -USR1 {pid}; until [ {answers} -gt $had ]; do usleep 5000; done"
             ))?;
             let corrupt =
                 self.vm.shell(&format!("grep -c 'hog {number} corrupt' {LOG} || true"))?;

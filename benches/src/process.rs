@@ -10,6 +10,8 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
 
+use crate::cpu::CpuTime;
+
 /// How much output is kept; what comes after it is read and dropped.
 const OUTPUT_LIMIT: usize = 4 << 20;
 
@@ -146,14 +148,7 @@ impl Process {
     /// # Errors
     /// The process is gone.
     pub fn cpu_time(&self) -> Result<Duration, Error> {
-        let mut total = Duration::ZERO;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            // A thread may end between the listing and the reading.
-            let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-            total += crate::cpu::run_time(&text)
-                .ok_or_else(|| io::Error::other("no times in schedstat"))?;
-        }
-        Ok(total)
+        Ok(CpuTime::of_process(self.pid())?.total())
     }
 
     /// Waits for output or for the end; false once the limit has passed.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cpu::CpuTime;
 use crate::elastic::{Elastic, Guest, MIB};
@@ -163,7 +163,7 @@ impl Scene {
     pub fn place(&self, name: &str, size: u64) -> Result<()> {
         self.vm.shell(&format!("mkdir /sys/fs/cgroup/{name}"))?;
         if self.way == Way::Partition {
-            self.add_partition(name, size)?;
+            self.vm.add_partition(name, size, LIMIT)?;
             // The only free one there is.
             self.vm.shell(&format!("echo auto > /sys/fs/cgroup/{name}/memory.partition"))?;
         }
@@ -186,18 +186,6 @@ impl Scene {
             }
         }
         Ok(())
-    }
-
-    fn add_partition(&self, id: &str, size: u64) -> Result<()> {
-        let (api, events) = (self.vm.api()?, self.vm.events()?);
-        events.forget();
-        let body = json!({ "id": id, "size": size, "release": "manual" });
-        api.put_json("vm.add-partition", &body)?.expect(200)?;
-        let plugged = |event: &Value| {
-            let what = &event["properties"];
-            event["source"] == "partition" && what["id"] == id && what["state"] == "plugged"
-        };
-        events.wait(LIMIT, plugged).map(|_| ())
     }
 
     /// What the guest took for its last release, without the request.

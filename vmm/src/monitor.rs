@@ -17,6 +17,8 @@ mod memory;
 mod partitions;
 mod refused;
 mod slots;
+#[cfg(test)]
+mod testing;
 
 use std::io;
 use std::os::fd::AsRawFd;

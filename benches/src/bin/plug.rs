@@ -10,9 +10,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Elastic, Guest, MIB, Monitor};
 use benches::facts::Machine;
@@ -20,7 +20,7 @@ use benches::place::Place;
 use benches::samples::Samples;
 use benches::unit::Unit;
 use clap::Parser;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// For one plug.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -137,17 +137,7 @@ fn partitions(
 }
 
 fn add(vm: &Elastic, id: &str, mib: u64) -> Result<Plug> {
-    let events = vm.events()?;
-    events.forget();
-    let body = json!({ "id": id, "size": mib * MIB, "release": "manual" });
-    let start = Instant::now();
-    vm.api()?.put_json("vm.add-partition", &body)?.expect(200)?;
-    let plugged = |event: &Value| {
-        let what = &event["properties"];
-        event["source"] == "partition" && what["id"] == id && what["state"] == "plugged"
-    };
-    events.wait(LIMIT, plugged).with_context(|| format!("partition {id}"))?;
-    let host = start.elapsed();
+    let host = vm.add_partition(id, mib * MIB, LIMIT)?;
     Ok(Plug { host, guest: Some(vm.partition_timing("last_plug")?.total) })
 }
 

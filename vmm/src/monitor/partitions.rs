@@ -203,8 +203,8 @@ pub(super) fn still_there(partition: &PartitionView) -> ApiError {
     ApiError::new(ErrorKind::WrongState, text)
 }
 
-/// Who waits for the end of which partition; no two have a name at a time. Filled by the monitor's thread, emptied by the
-/// device's.
+/// Who waits for the end of which partition; no two have a name at a time. Filled by the monitor's
+/// thread, emptied by the device's.
 #[derive(Default)]
 pub(super) struct Waiting(Mutex<Vec<Waiter>>);
 
@@ -247,35 +247,11 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::ops::Range;
-
-    use devices::virtio::mem::{HostBlocks, Mem};
+    use devices::virtio::mem::Mem;
     use memctl::{Blocks, Geometry, Layout};
 
+    use super::super::testing::{Host, Nobody};
     use super::*;
-    use crate::api::Control;
-
-    struct Host;
-
-    impl HostBlocks for Host {
-        fn open(&mut self, _range: Range<u64>) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn release(&mut self, _range: Range<u64>) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Nobody to ask: an answer must be there already.
-    struct Nobody;
-
-    impl Control for Nobody {
-        fn call(&self, _request: Request) -> Result<Reply, ApiError> {
-            Err(ApiError::new(ErrorKind::Internal, "asked"))
-        }
-    }
 
     /// A memory device with room for 1 GiB of partitions, whose driver is not up.
     fn memory() -> MemHandle {

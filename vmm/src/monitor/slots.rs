@@ -224,38 +224,16 @@ impl Slots<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::ops::Range;
     use std::sync::Arc;
     use std::time::Duration;
 
-    use devices::virtio::mem::{HostBlocks, Mem, Observer};
+    use devices::virtio::mem::{Mem, Observer};
     use memctl::{Cookie, Geometry, Layout, Policy};
 
+    use super::super::testing::{Host, Nobody};
     use super::*;
-    use crate::api::{Control, Request};
     use crate::machine::spec::{Backing, Memory};
     use crate::monitor::memory::Listeners;
-
-    struct Host;
-
-    impl HostBlocks for Host {
-        fn open(&mut self, _range: Range<u64>) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn release(&mut self, _range: Range<u64>) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    struct Nobody;
-
-    impl Control for Nobody {
-        fn call(&self, _request: Request) -> Result<Reply, ApiError> {
-            Err(ApiError::new(ErrorKind::Internal, "asked"))
-        }
-    }
 
     /// Two slots of 256 MiB, and the devices of a machine with them.
     struct Rig {
