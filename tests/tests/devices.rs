@@ -115,8 +115,6 @@ fn a_serial_terminal_is_named_before_the_boot_and_kept_over_a_reset() -> Result<
 }
 
 #[test]
-#[ignore = "in the emulated lab, a guest that spins on its console with interrupts off can stop the \
-            CPU's timer; on a real KVM: cargo test -p guest-tests -- --ignored"]
 fn nobody_at_the_terminal_does_not_stop_the_guest() -> Result<()> {
     let vm = Vm::from(Config::vmlinux()?.set("console.mode", "Pty")).boot()?;
     // Much more than a terminal keeps for a reader who is not there.

@@ -5,10 +5,18 @@
 //! No XSAVE, and nothing that depends on it: the emulated SVM does not intercept XSETBV, so KVM
 //! would save and restore guests with an XCR0 other than theirs, and each guest kernel starts with
 //! a warning about it.
+//!
+//! **Heartbeat.** QEMU's SVM clears a bit of the vCPU's pending interrupts without a lock when a
+//! guest exits. An interrupt that its main thread raises in that moment is lost: it stands in the
+//! local APIC and nobody looks. If it was the timer's, the machine sleeps for ever, as no other
+//! will come. Any later interrupt has QEMU look again, so xtask sends one, twenty times a second: a
+//! byte to a serial port that a process in the machine reads.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +35,9 @@ const META_PACKAGE: &str = "linux-image-6.12-amd64";
 /// code to throw away, so clearing a page that once held a guest's kernel took 100 times as long as
 /// clearing any other.
 const CPU: &str = "max,-xsave,-avx,-avx2,-fma,-f16c,-vaes,-pku,-mpx,-erms,-fsrm";
+
+/// How long an interrupt that QEMU has lost stays so, at most.
+const HEARTBEAT: Duration = Duration::from_millis(50);
 
 /// How much of the machine's console an error shows.
 const CONSOLE_LINES: usize = 40;
@@ -80,6 +91,9 @@ impl Machine {
         let console = folder.path().join("console");
         let mut command = self.qemu(job, folder.path(), &console);
         let mut child = command.spawn().context("cannot start qemu-system-x86_64")?;
+        if let Some(port) = child.stdin.take() {
+            thread::spawn(move || beat(port));
+        }
         let in_time = watch(&mut child, sinks, self.timeout)?.is_some();
         let status = fs::read_to_string(folder.path().join("status")).unwrap_or_default();
         match status.trim().parse() {
@@ -128,9 +142,10 @@ impl Machine {
             qemu.args(["-chardev", "stdio,id=tty,signal=off"])
                 .args(["-device", "virtconsole,chardev=tty"]);
         } else {
-            port_device(&mut qemu, "out", 1);
-            port_device(&mut qemu, "err", 2);
-            qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            port_device(&mut qemu, "out", "file,path=/dev/fd/1", 1);
+            port_device(&mut qemu, "err", "file,path=/dev/fd/2", 2);
+            port_device(&mut qemu, "beat", "stdio,signal=off", 3);
+            qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         }
         qemu
     }
@@ -158,10 +173,17 @@ fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-/// A byte channel of the machine that ends in a descriptor of QEMU, which is a pipe to xtask.
-fn port_device(qemu: &mut Command, name: &str, descriptor: u32) {
-    qemu.args(["-chardev", &format!("file,id={name},path=/dev/fd/{descriptor}")])
-        .args(["-device", &format!("virtserialport,chardev={name},nr={descriptor}")]);
+/// A byte channel of the machine, whose other end is one of QEMU's `-chardev`s: pipes to xtask.
+fn port_device(qemu: &mut Command, name: &str, chardev: &str, number: u32) {
+    qemu.args(["-chardev", &format!("{chardev},id={name}")])
+        .args(["-device", &format!("virtserialport,chardev={name},nr={number}")]);
+}
+
+/// Has the machine interrupted until it is gone.
+fn beat(mut port: ChildStdin) {
+    while port.write_all(b".").is_ok() {
+        thread::sleep(HEARTBEAT);
+    }
 }
 
 fn share_tag(index: usize) -> String {
@@ -194,7 +216,7 @@ fn prepare_script(job: &Job, modules: &Path) -> String {
         "in=/new/dev/hvc0 out=/new/dev/hvc0 err=/new/dev/hvc0 with='setsid -c'\n"
     } else {
         // The number of the ports' device depends on the other devices.
-        "set -- /new/dev/vport*p*\nin=/new/dev/null out=$1 err=$2 with=\n"
+        "set -- /new/dev/vport*p*\nin=/new/dev/null out=$1 err=$2 with=\ncat $3 > /dev/null &\n"
     });
     script
 }
