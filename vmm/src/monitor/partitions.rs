@@ -169,6 +169,11 @@ pub(super) fn changed(
     waiting: &Waiting,
     events: &EventMonitor,
 ) {
+    let gone = partition.state == PartitionState::Absent;
+    if gone {
+        // Who waits for the memory comes before who watches.
+        waiting.answer(partition);
+    }
     let plugged = partition.plugged.as_u64();
     let mut properties: Vec<(&str, &dyn Display)> = vec![
         ("id", &partition.name),
@@ -178,7 +183,6 @@ pub(super) fn changed(
     ];
     let release = partition.last_release.map(micros);
     let bytes = partition.last_released.as_u64();
-    let gone = partition.state == PartitionState::Absent;
     let name = match release.as_ref().filter(|_| gone) {
         Some(us) => {
             properties.extend([("released", &bytes as &dyn Display), ("release_us", us)]);
@@ -187,9 +191,6 @@ pub(super) fn changed(
         None => "changed",
     };
     events.event("partition", name, &properties);
-    if gone {
-        waiting.answer(partition);
-    }
 }
 
 /// Why a removal is not done yet.
