@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use guest_tests::{Api, Console};
+use guest_tests::{Connection, Console, Reply};
 use serde_json::{Value, json};
 
 use crate::events::Events;
@@ -120,7 +120,8 @@ impl Guest {
 }
 
 enum Control {
-    Api(Api, Events),
+    /// One connection for all, as a platform has.
+    Api(RefCell<Connection>, Events),
     Qmp(RefCell<Qmp>),
 }
 
@@ -180,7 +181,9 @@ impl Elastic {
         let console = Console::new(output.context("no pipe")?, input.context("no pipe")?)?.quiet();
         console.wait_for_shell().inspect_err(|_| eprintln!("{}", console.text()))?;
         let control = match events {
-            Some((events, _writer)) => Control::Api(Api::at(socket), events),
+            Some((events, _writer)) => {
+                Control::Api(RefCell::new(Connection::open(socket)?), events)
+            }
             None => Control::Qmp(RefCell::new(Qmp::connect(socket)?)),
         };
         let this = Self { child, console, control };
@@ -212,13 +215,25 @@ impl Elastic {
         self.child.0.id()
     }
 
-    /// Tessera's API.
+    /// Sends a GET to Tessera's API.
     ///
     /// # Errors
-    /// It is another monitor.
-    pub fn api(&self) -> Result<&Api> {
+    /// No answer, or it is another monitor.
+    pub fn get(&self, route: &str) -> Result<Reply> {
+        self.call("GET", route, None)
+    }
+
+    /// Sends a PUT to Tessera's API.
+    ///
+    /// # Errors
+    /// As [`Elastic::get`].
+    pub fn put(&self, route: &str, body: &Value) -> Result<Reply> {
+        self.call("PUT", route, Some(&body.to_string()))
+    }
+
+    fn call(&self, method: &str, route: &str, body: Option<&str>) -> Result<Reply> {
         match &self.control {
-            Control::Api(api, _) => Ok(api),
+            Control::Api(connection, _) => connection.borrow_mut().call(method, route, body),
             Control::Qmp(_) => bail!("QEMU has no such API"),
         }
     }
@@ -229,17 +244,27 @@ impl Elastic {
     /// # Errors
     /// The monitor refuses, or the guest does not take it within `limit`.
     pub fn add_partition(&self, id: &str, size: u64, limit: Duration) -> Result<Duration> {
-        let (api, events) = (self.api()?, self.events()?);
+        let events = self.events()?;
         events.forget();
         let body = json!({ "id": id, "size": size, "release": "manual" });
         let start = Instant::now();
-        api.put_json("vm.add-partition", &body)?.expect(200)?;
+        self.put("vm.add-partition", &body)?.expect(200)?;
         let plugged = |event: &Value| {
             let what = &event["properties"];
             event["source"] == "partition" && what["id"] == id && what["state"] == "plugged"
         };
         events.wait(limit, plugged).with_context(|| format!("partition {id}"))?;
         Ok(start.elapsed())
+    }
+
+    /// The guest's NUMA node that a partition is, where each is one.
+    ///
+    /// # Errors
+    /// There is no such partition, or it is none.
+    pub fn partition_node(&self, id: &str) -> Result<u64> {
+        let list = self.get("vm.partitions")?.expect(200)?.body;
+        let found = list.as_array().into_iter().flatten().find(|one| one["id"] == id);
+        found.and_then(|one| one["node"].as_u64()).with_context(|| format!("no node for {id}"))
     }
 
     /// What the guest's driver says of its last plug (`last_plug`) or release (`last_release`) of a
@@ -283,10 +308,10 @@ impl Elastic {
     pub fn reach(&self, guest: &Guest, size: u64, limit: Duration) -> Result<Duration> {
         let start = Instant::now();
         match &self.control {
-            Control::Api(api, events) => {
+            Control::Api(_, events) => {
                 events.forget();
                 let body = json!({ "desired_ram": guest.boot + size });
-                api.put_json("vm.resize", &body)?.expect(204)?;
+                self.put("vm.resize", &body)?.expect(204)?;
                 let done =
                     |event: &Value| event["source"] == "memory" && event["event"] == "resized";
                 events.wait(limit, done)?;

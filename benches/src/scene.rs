@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::cpu::CpuTime;
-use crate::elastic::{Elastic, Guest, MIB};
+use crate::elastic::{Elastic, Guest, MIB, Monitor};
 use crate::hogs::Hogs;
 use crate::way::Way;
 
@@ -20,16 +20,35 @@ const REMOVAL: Duration = Duration::from_secs(60);
 /// What a function leaves of its memory: what its exec needs before it touches the rest.
 const SLACK: u64 = 8 * MIB;
 
-/// Room for more functions than those that end.
-const SPARE: u64 = 256 * MIB;
+/// Functions of one size.
+#[derive(Clone, Copy, Debug)]
+pub struct Functions {
+    /// How many there are at first.
+    pub count: u64,
+    /// Memory for each, in bytes.
+    pub size: u64,
+    /// Whether they do without huge pages.
+    pub small_pages: bool,
+}
 
-/// Functions of one size in one guest. The cgroup of function N is `/sys/fs/cgroup/fnN`.
+impl Functions {
+    /// `count` functions of `size` bytes, with huge pages.
+    pub fn new(count: u64, size: u64) -> Self {
+        Self { count, size, small_pages: false }
+    }
+
+    /// Memory for all of them, in bytes.
+    pub fn total(&self) -> u64 {
+        self.count * self.size
+    }
+}
+
+/// Functions in one guest. The cgroup of function N is `/sys/fs/cgroup/fnN`.
 pub struct Scene {
     way: Way,
     guest: Guest,
     vm: Elastic,
-    count: u64,
-    size: u64,
+    functions: Functions,
 }
 
 /// What the end of one function cost.
@@ -54,14 +73,14 @@ pub struct Release {
 }
 
 impl Scene {
-    /// Boots a guest and gives it memory for `count` functions of `size` bytes.
+    /// Boots a guest and gives it memory for `functions`.
     ///
     /// # Errors
     /// It does not boot, or has no room for them.
-    pub fn boot(way: Way, base: &Guest, (count, size): (u64, u64), socket: &Path) -> Result<Self> {
-        let guest = way.guest(base, count * size + SPARE);
+    pub fn boot(way: Way, base: &Guest, functions: Functions, socket: &Path) -> Result<Self> {
+        let guest = way.guest(base, &functions);
         let vm = Elastic::boot(way.monitor(), &guest, socket)?;
-        let scene = Self { way, guest, vm, count, size };
+        let scene = Self { way, guest, vm, functions };
         scene.provide()?;
         Ok(scene)
     }
@@ -76,8 +95,9 @@ impl Scene {
     /// # Errors
     /// The guest has no room for them.
     pub fn start(&self) -> Result<Hogs<'_>> {
-        let mib = (self.size - SLACK) / MIB;
-        Hogs::start(&self.vm, self.count, mib, "cgroup=/sys/fs/cgroup/fn")
+        let Functions { count, size, small_pages } = self.functions;
+        let options = format!("cgroup=/sys/fs/cgroup/fn thp={}", u8::from(!small_pages));
+        Hogs::start(&self.vm, count, (size - SLACK) / MIB, &options)
     }
 
     /// Kills the functions one by one and takes the memory of each back. With `burners`, the
@@ -91,7 +111,7 @@ impl Scene {
             self.vm.shell("(while :; do :; done) & true")?;
         }
         let mut releases = Vec::new();
-        for number in 0..self.count {
+        for number in 0..self.functions.count {
             let killed = Instant::now();
             self.kill(&mut hogs, number)?;
             releases.push(self.release(number, killed)?);
@@ -124,7 +144,7 @@ impl Scene {
     /// # Errors
     /// The guest does not give it.
     pub fn release(&self, number: u64, killed: Instant) -> Result<Release> {
-        let left = self.count - number - 1;
+        let left = self.functions.count - number - 1;
         let (migrated, host) = (self.migrated()?, self.host()?);
         let cpu = CpuTime::of_process(self.vm.pid())?;
         let asked = Instant::now();
@@ -149,40 +169,61 @@ impl Scene {
 
     /// Memory for all functions.
     fn provide(&self) -> Result<()> {
-        self.vm.shell("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")?;
-        if matches!(self.way, Way::Stock | Way::StockClearing | Way::Qemu) {
-            self.vm.reach(&self.guest, self.count * self.size, LIMIT)?;
+        let Functions { count, size, .. } = self.functions;
+        self.vm.shell("echo +memory +cpuset > /sys/fs/cgroup/cgroup.subtree_control")?;
+        match self.way {
+            Way::Stock | Way::StockClearing | Way::Qemu => {
+                self.vm.reach(&self.guest, count * size, LIMIT)?;
+            }
+            // What is no function keeps to the first node.
+            Way::Node => drop(self.vm.shell(
+                "mkdir /sys/fs/cgroup/system; echo 0 > /sys/fs/cgroup/system/cpuset.mems; \
+                 echo $$ > /sys/fs/cgroup/system/cgroup.procs",
+            )?),
+            Way::Partition | Way::Balloon => {}
         }
-        (0..self.count).try_for_each(|number| self.place(&format!("fn{number}"), self.size))
+        (0..count).try_for_each(|number| self.place(&format!("fn{number}"), size))
     }
 
-    /// Makes the cgroup of a function, in a partition of its own where there are any.
+    /// Makes the cgroup of a function, in a partition or node of its own where there are any.
     ///
     /// # Errors
     /// There is no room for it.
     pub fn place(&self, name: &str, size: u64) -> Result<()> {
         self.vm.shell(&format!("mkdir /sys/fs/cgroup/{name}"))?;
-        if self.way == Way::Partition {
-            self.vm.add_partition(name, size, LIMIT)?;
-            // The only free one there is.
-            self.vm.shell(&format!("echo auto > /sys/fs/cgroup/{name}/memory.partition"))?;
+        match self.way {
+            Way::Partition => {
+                self.vm.add_partition(name, size, LIMIT)?;
+                // The only free one there is.
+                self.vm.shell(&format!("echo auto > /sys/fs/cgroup/{name}/memory.partition"))?;
+            }
+            Way::Node => {
+                self.vm.add_partition(name, size, LIMIT)?;
+                let node = self.vm.partition_node(name)?;
+                // Linux puts plugged memory online a moment later.
+                self.vm.shell(&format!(
+                    "cd /sys/fs/cgroup/{name}; echo {node} > cpuset.mems; \
+                     until [ $(cat cpuset.mems.effective) = {node} ]; do usleep 5000; done; cd /"
+                ))?;
+            }
+            Way::Stock | Way::StockClearing | Way::Qemu | Way::Balloon => {}
         }
         Ok(())
     }
 
     fn take_back(&self, number: u64, left: u64) -> Result<()> {
         match self.way {
-            Way::Partition => {
+            Way::Partition | Way::Node => {
                 let id = format!("fn{number}");
                 let body = json!({ "id": id, "timeout_ms": REMOVAL.as_millis() as u64 });
-                self.vm.api()?.put_json("vm.remove-partition", &body)?.expect(200)?;
+                self.vm.put("vm.remove-partition", &body)?.expect(200)?;
             }
             Way::Balloon => {
-                let gone = (self.count - left) * self.size;
+                let gone = (self.functions.count - left) * self.functions.size;
                 self.vm.balloon(self.guest.boot - gone, LIMIT)?;
             }
             Way::Stock | Way::StockClearing | Way::Qemu => {
-                self.vm.reach(&self.guest, left * self.size, LIMIT)?;
+                self.vm.reach(&self.guest, left * self.functions.size, LIMIT)?;
             }
         }
         Ok(())
@@ -205,8 +246,10 @@ impl Scene {
 
     /// Requests that gave memory back so far, and the microseconds that the host took for them.
     fn host(&self) -> Result<Option<(u64, u64)>> {
-        let Ok(api) = self.vm.api() else { return Ok(None) };
-        let counters = api.get("vm.counters")?.expect(200)?.body;
+        if self.way.monitor() == Monitor::Qemu {
+            return Ok(None);
+        }
+        let counters = self.vm.get("vm.counters")?.expect(200)?.body;
         let sum = |name: &str| -> u64 {
             let devices = counters.as_object().into_iter().flat_map(|devices| devices.values());
             devices.filter_map(|device| device[name].as_u64()).sum()

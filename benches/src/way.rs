@@ -1,13 +1,20 @@
 //! The ways to get a function's memory back that are compared.
 
-use crate::elastic::{Guest, MIB, Monitor};
 use serde_json::json;
+
+use crate::elastic::{Guest, MIB, Monitor};
+use crate::scene::Functions;
+
+/// Room for more functions than those that end.
+const SPARE: u64 = 256 * MIB;
 
 /// A way to give memory to functions and to get it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Way {
     /// A partition for each, with our guest kernel.
     Partition,
+    /// A NUMA node for each: partitions for a guest without the channel.
+    Node,
     /// Plain virtio-mem.
     Stock,
     /// Plain virtio-mem in a guest that clears pages when it allocates them, as many
@@ -21,13 +28,14 @@ pub enum Way {
 
 impl Way {
     /// All, ours first.
-    pub const ALL: [Self; 5] =
-        [Self::Partition, Self::Stock, Self::StockClearing, Self::Qemu, Self::Balloon];
+    pub const ALL: [Self; 6] =
+        [Self::Partition, Self::Node, Self::Stock, Self::StockClearing, Self::Qemu, Self::Balloon];
 
     /// What tables and figures call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Partition => "Tessera, partitions",
+            Self::Node => "Tessera, a NUMA node each",
             Self::Stock => "Tessera, stock virtio-mem",
             Self::StockClearing => "the same, init_on_alloc=1",
             Self::Qemu => "QEMU, stock virtio-mem",
@@ -38,13 +46,14 @@ impl Way {
     /// The program that runs its guest.
     pub fn monitor(self) -> Monitor {
         match self {
-            Self::Partition | Self::Stock | Self::StockClearing => Monitor::Tessera,
+            Self::Partition | Self::Node | Self::Stock | Self::StockClearing => Monitor::Tessera,
             Self::Qemu | Self::Balloon => Monitor::Qemu,
         }
     }
 
-    /// The guest with room for functions that have `total` bytes together.
-    pub fn guest(self, base: &Guest, total: u64) -> Guest {
+    /// The guest with room for `functions` and a few more.
+    pub fn guest(self, base: &Guest, functions: &Functions) -> Guest {
+        let total = functions.total() + SPARE;
         let mut guest = Guest { room: total, ..base.clone() };
         match self {
             Self::Stock | Self::Qemu => {}
@@ -52,6 +61,13 @@ impl Way {
             Self::Partition => {
                 guest.room = 128 * MIB;
                 guest.memory = json!({ "partitions": { "size": total, "prepare": total } });
+            }
+            Self::Node => {
+                guest.room = 128 * MIB;
+                let (slots, slot_size) = (functions.count, functions.size);
+                guest.memory = json!({
+                    "partitions": { "mode": "numa", "slots": slots, "slot_size": slot_size }
+                });
             }
             Self::Balloon => {
                 guest.room = 128 * MIB;

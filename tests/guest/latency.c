@@ -2,7 +2,7 @@
 /*
  * latency SECONDS [cgroup=DIR]: a function that answers requests, and how long each took.
  *
- * Every 2 ms a request falls due. To answer it the function takes 64 KiB of fresh memory, fills it,
+ * Every 10 ms a request falls due. To answer it the function takes 64 KiB of fresh memory, fills it,
  * sums it up and gives it back, as an interpreter does: page faults, the page allocator and the CPU
  * are all in it. A request's time runs from when it fell due, so that one that had to wait for
  * the CPU, or behind a late one, counts as late.
@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PERIOD_NS 2000000ULL
+#define PERIOD_NS 10000000ULL
 #define WORK (64UL << 10)
 
 static void die(const char *what)

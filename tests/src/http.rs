@@ -94,6 +94,15 @@ impl Connection {
         Ok(Reply { status: status(&head)?, head, body })
     }
 
+    /// Sends a whole request and reads its answer.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn call(&mut self, method: &str, route: &str, body: Option<&str>) -> Result<Reply> {
+        self.request(method, route, body)?;
+        self.reply().with_context(|| format!("{method} {route}"))
+    }
+
     /// Whether the monitor closes the connection without another byte.
     ///
     /// # Errors
@@ -173,8 +182,6 @@ impl Api {
     }
 
     fn call(&self, method: &str, route: &str, body: Option<&str>) -> Result<Reply> {
-        let mut connection = Connection::open(&self.0)?;
-        connection.request(method, route, body)?;
-        connection.reply().with_context(|| format!("{method} {route}"))
+        Connection::open(&self.0)?.call(method, route, body)
     }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use benches::elastic::{Elastic, Guest, MIB, Monitor};
 use benches::facts::Machine;
 use benches::place::Place;
-use benches::scene::{Release, Scene};
+use benches::scene::{Functions, Release, Scene};
 use benches::smaps;
 use benches::table::Table;
 use benches::unit::Unit;
@@ -118,7 +118,8 @@ fn functions(
 ) -> Result<Vec<Release>> {
     title(&format!("Eight functions in one VM: {}", way.name()));
     let socket = place.socket();
-    let scene = Scene::boot(way, base, (FUNCTIONS.len() as u64, SIZE), &socket)?;
+    let many = Functions::new(FUNCTIONS.len() as u64, SIZE);
+    let scene = Scene::boot(way, base, many, &socket)?;
     let vm = scene.vm();
     vm.shell("ip link set lo up; echo hello > /index.html")?;
     let mut hogs = scene.start()?;

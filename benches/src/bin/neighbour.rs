@@ -1,7 +1,7 @@
 //! `neighbour`: how long a function's requests take while the memory of others is taken back
 //! (Squeezy, EuroSys '26, figure 9).
 //!
-//! Four functions of 1 GiB, interleaved, and a fifth that answers a request every 2 ms
+//! Four functions of 1 GiB, interleaved, and a fifth that answers a request every 10 ms
 //! (`tests/guest/latency.c`). Three of the four are killed; then the fifth is watched twice for the
 //! same time, once with nothing else going on, and once while the memory of the three is taken back.
 //! Results go to `neighbour.json`, `.md` and `.svg`, and as tables to the terminal.
@@ -19,7 +19,7 @@ use benches::elastic::{Elastic, Guest, MIB};
 use benches::facts::Machine;
 use benches::place::Place;
 use benches::samples::Samples;
-use benches::scene::Scene;
+use benches::scene::{Functions, Scene};
 use benches::unit::Unit;
 use benches::way::Way;
 use clap::Parser;
@@ -76,7 +76,7 @@ fn run(options: &Options) -> Result<()> {
     let mut measured = Measured::new();
     for round in 0..options.runs {
         for way in WAYS {
-            let case = (FUNCTIONS, options.size * MIB);
+            let case = Functions::new(FUNCTIONS, options.size * MIB);
             let scene = Scene::boot(way, &base, case, &place.socket())?;
             let (quiet, releases) = watch(&scene, options.seconds)?;
             measured.entry((way, false)).or_default().push(quiet);
@@ -150,7 +150,7 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
         title: "A function's requests while others' memory is taken back".into(),
         how: format!(
             "{} guests of each kind, in turn; same kernel (Linux {release}), 1 vCPU; a request \
-             every 2 ms for {} s; three functions of {} MiB are taken back meanwhile, a fourth \
+             every 10 ms for {} s; three functions of {} MiB are taken back meanwhile, a fourth \
              stays in the way.",
             options.runs, options.seconds, options.size
         ),

@@ -129,7 +129,7 @@ fn partitions(
         plugs.push(((mib, first), add(&vm, &format!("first-{mib}"), mib)?));
         if prepared == 0 {
             let gone = json!({ "id": format!("first-{mib}"), "timeout_ms": 60_000 });
-            vm.api()?.put_json("vm.remove-partition", &gone)?.expect(200)?;
+            vm.put("vm.remove-partition", &gone)?.expect(200)?;
             plugs.push(((mib, Way::Again), add(&vm, &format!("again-{mib}"), mib)?));
         }
     }

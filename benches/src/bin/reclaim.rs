@@ -16,7 +16,7 @@ use benches::elastic::{Guest, MIB};
 use benches::facts::Machine;
 use benches::place::Place;
 use benches::samples::Samples;
-use benches::scene::{Release, Scene};
+use benches::scene::{Functions, Release, Scene};
 use benches::unit::Unit;
 use benches::way::Way;
 use clap::Parser;
@@ -49,8 +49,19 @@ struct Options {
     burners: u32,
 }
 
-/// What was measured, by size in MiB, busy processes, and way.
-type Measured = BTreeMap<(u64, u32, Way), Vec<Release>>;
+/// What else is so in a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Case {
+    /// Huge pages, and nothing else to do.
+    Plain,
+    /// Other processes keep the vCPU busy.
+    Busy,
+    /// The functions have pages of 4 KiB.
+    SmallPages,
+}
+
+/// What was measured, by size in MiB, case, and way.
+type Measured = BTreeMap<(u64, Case, Way), Vec<Release>>;
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
@@ -71,14 +82,18 @@ fn run(options: &Options) -> Result<()> {
         for &mib in &options.sizes {
             let size = mib * MIB;
             let count = FUNCTIONS.min(MOST / size).max(2);
-            // The loaded case is told for one size.
-            let loads = if mib == DETAILED { vec![0, options.burners] } else { vec![0] };
-            for (&way, &burners) in ways.iter().flat_map(|way| loads.iter().map(move |l| (way, l)))
-            {
-                let releases = Scene::boot(way, &base, (count, size), &place.socket())
+            let cases: &[Case] = match mib {
+                DETAILED => &[Case::Plain, Case::Busy, Case::SmallPages],
+                _ => &[Case::Plain],
+            };
+            for (&way, &case) in ways.iter().flat_map(|way| cases.iter().map(move |c| (way, c))) {
+                let small_pages = case == Case::SmallPages;
+                let burners = if case == Case::Busy { options.burners } else { 0 };
+                let functions = Functions { count, size, small_pages };
+                let releases = Scene::boot(way, &base, functions, &place.socket())
                     .and_then(|scene| scene.play(burners))
                     .with_context(|| format!("{}, {mib} MiB", way.name()))?;
-                measured.entry((mib, burners, way)).or_default().extend(releases);
+                measured.entry((mib, case, way)).or_default().extend(releases);
             }
             eprintln!("{mib} MiB: {} of {} rounds", round + 1, options.runs);
         }
@@ -90,15 +105,15 @@ fn run(options: &Options) -> Result<()> {
 struct View<'a> {
     name: String,
     unit: Unit,
-    case: (u64, u32),
+    case: (u64, Case),
     value: &'a dyn Fn(&Release) -> Option<f64>,
 }
 
 /// What `view` shows; `None` where nothing of the kind was measured.
 fn merit(measured: &Measured, view: &View<'_>) -> Result<Option<Merit>> {
     let mut entries = Vec::new();
-    for ((mib, burners, way), releases) in measured {
-        if (*mib, *burners) != view.case {
+    for ((mib, case, way), releases) in measured {
+        if (*mib, *case) != view.case {
             continue;
         }
         let values: Vec<f64> = releases.iter().filter_map(view.value).collect();
@@ -115,11 +130,12 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
     let mut merits = Vec::new();
     for &mib in &options.sizes {
         let name = format!("{mib} MiB back, other functions in the way");
-        let view = View { name, unit: Unit::Seconds, case: (mib, 0), value: &interleaved };
+        let view =
+            View { name, unit: Unit::Seconds, case: (mib, Case::Plain), value: &interleaved };
         let goal = if mib == DETAILED { 0.01 } else { 0.1 };
         merits.extend(merit(measured, &view)?.map(|merit| merit.promised(Way::Stock.name(), goal)));
     }
-    for view in details(options, &interleaved) {
+    for view in details(&interleaved) {
         merits.extend(merit(measured, &view)?);
     }
     Ok(Comparison {
@@ -127,8 +143,8 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
         title: "A function ends: its memory back on the host".into(),
         how: format!(
             "{} guests of each kind and size, in turn; same kernel (Linux {release}), 1 vCPU, huge \
-             pages in guest and host; functions interleave, and end one by one. Time from the wish \
-             until the host has the memory.",
+             pages in guest and host unless said; functions interleave, and end one by one. Time \
+             from the wish until the host has the memory.",
             options.runs
         ),
         command: "cargo xtask bench reclaim".into(),
@@ -138,35 +154,39 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
 }
 
 /// What is shown for one size only.
-fn details<'a>(
-    options: &Options,
-    interleaved: &'a dyn Fn(&Release) -> Option<f64>,
-) -> Vec<View<'a>> {
-    let of = |name: &str, unit, burners, value| View {
+fn details(interleaved: &dyn Fn(&Release) -> Option<f64>) -> Vec<View<'_>> {
+    let of = |name: &str, unit, case, value| View {
         name: format!("{DETAILED} MiB: {name}"),
         unit,
-        case: (DETAILED, burners),
+        case: (DETAILED, case),
         value,
     };
     vec![
-        of("the vCPU busy with other work", Unit::Seconds, options.burners, interleaved),
-        of("no other function left", Unit::Seconds, 0, &|release| {
+        of("the vCPU busy with other work", Unit::Seconds, Case::Busy, interleaved),
+        of("functions with pages of 4 KiB", Unit::Seconds, Case::SmallPages, interleaved),
+        of("no other function left", Unit::Seconds, Case::Plain, &|release| {
             (release.left == 0).then_some(release.time.as_secs_f64())
         }),
-        of("from the kill on", Unit::Seconds, 0, &|release| Some(release.from_kill.as_secs_f64())),
-        of("the host's part", Unit::Seconds, 0, &|release| {
+        of("from the kill on", Unit::Seconds, Case::Plain, &|release| {
+            Some(release.from_kill.as_secs_f64())
+        }),
+        of("the host's part", Unit::Seconds, Case::Plain, &|release| {
             release.host.map(|time| time.as_secs_f64())
         }),
-        of("the guest's part, without the request", Unit::Seconds, 0, &|release| {
+        of("the guest's part, without the request", Unit::Seconds, Case::Plain, &|release| {
             release.guest.map(|time| time.as_secs_f64())
         }),
-        of("CPU time of the vCPU", Unit::Seconds, 0, &|release| {
+        of("CPU time of the vCPU", Unit::Seconds, Case::Plain, &|release| {
             Some(release.cpu.vcpus.as_secs_f64())
         }),
-        of("CPU time of the monitor", Unit::Seconds, 0, &|release| {
+        of("CPU time of the monitor", Unit::Seconds, Case::Plain, &|release| {
             Some(release.cpu.monitor.as_secs_f64())
         }),
-        of("pages moved by the guest", Unit::Count, 0, &|release| Some(release.migrated as f64)),
-        of("requests", Unit::Count, 0, &|release| release.requests.map(|count| count as f64)),
+        of("pages moved by the guest", Unit::Count, Case::Plain, &|release| {
+            Some(release.migrated as f64)
+        }),
+        of("requests", Unit::Count, Case::Plain, &|release| {
+            release.requests.map(|count| count as f64)
+        }),
     ]
 }

@@ -1,0 +1,195 @@
+//! `faults`: what a page fault costs in a partition, outside of one, and in a guest that has none.
+//!
+//! One, two and four threads of a function touch fresh memory (`tests/guest/faults.c`), in a
+//! partition and beside it in the same guest, turn and turn about, and in a guest without
+//! partitions: there the hooks of our kernel are off. With `TESSERA_PLAIN_VMLINUX` also in a kernel built
+//! without CONFIG_MEM_PARTITION. Results go to `faults.json`, `.md` and `.svg`, and as tables to the
+//! terminal.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use benches::comparison::{Comparison, Entry, Merit};
+use benches::elastic::{Elastic, Guest, MIB, Monitor};
+use benches::facts::Machine;
+use benches::place::Place;
+use benches::samples::Samples;
+use benches::unit::Unit;
+use clap::Parser;
+use serde_json::json;
+
+const THREADS: [u64; 3] = [1, 2, 4];
+
+/// For the guest to take the partition.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// How to run the measurement.
+#[derive(Parser)]
+#[command(about = "Page faults in a partition and outside")]
+struct Options {
+    /// Folder for the results.
+    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
+    out: PathBuf,
+    /// How often each guest is booted.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// How often each set of threads touches its memory in each guest.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Memory that the threads touch together, in MiB.
+    #[arg(long, default_value_t = 256)]
+    size: u64,
+    /// A kernel without partitions to compare with.
+    #[arg(long, value_name = "FILE", env = "TESSERA_PLAIN_VMLINUX")]
+    plain_vmlinux: Option<PathBuf>,
+}
+
+/// Where a page comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Partition,
+    Beside,
+    NoPartitions,
+    PlainKernel,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Partition => "in a partition",
+            Self::Beside => "beside it, from the buddy",
+            Self::NoPartitions => "a guest without partitions",
+            Self::PlainKernel => "a kernel without partitions",
+        }
+    }
+}
+
+/// Seconds by threads, size of the pages, and source.
+type Measured = BTreeMap<(u64, bool, Source), Vec<f64>>;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("faults: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let place = Place::new()?;
+    let room = 2 * options.size * MIB;
+    let guest = Guest { room: 128 * MIB, ..Guest::staged(&place, room + 256 * MIB)? };
+    let partitions = json!({ "partitions": { "size": room, "prepare": room } });
+    let with = Guest { memory: partitions, ..guest.clone() };
+    let plain = options.plain_vmlinux.as_ref().map(|path| {
+        let vmlinux = path.clone();
+        Guest { vmlinux, ..guest.clone() }
+    });
+    let guests = [
+        Some((&with, &[Source::Partition, Source::Beside][..])),
+        Some((&guest, &[Source::NoPartitions][..])),
+        plain.as_ref().map(|guest| (guest, &[Source::PlainKernel][..])),
+    ];
+    let mut measured = Measured::new();
+    for round in 0..options.runs {
+        for (guest, sources) in guests.iter().flatten() {
+            let vm = Elastic::boot(Monitor::Tessera, guest, &place.socket())?;
+            measure(&vm, sources, options, &mut measured)?;
+        }
+        eprintln!("{} of {} rounds", round + 1, options.runs);
+    }
+    report(measured, options, &guest.kernel_release()?)?.publish(&options.out)
+}
+
+/// Has each of `sources` give pages to each number of threads, in turn.
+fn measure(
+    vm: &Elastic,
+    sources: &[Source],
+    options: &Options,
+    measured: &mut Measured,
+) -> Result<()> {
+    vm.shell("cd /sys/fs/cgroup; echo +memory > cgroup.subtree_control; mkdir fn other; cd /")?;
+    if sources.contains(&Source::Partition) {
+        vm.add_partition("fn", 2 * options.size * MIB, LIMIT)?;
+        vm.shell("echo auto > /sys/fs/cgroup/fn/memory.partition")?;
+    }
+    for (threads, huge) in THREADS.into_iter().flat_map(|n| [(n, false), (n, true)]) {
+        // The first round warms up: page tables, and what the lab has to translate.
+        for round in 0..=options.rounds {
+            for &source in sources {
+                let time = touch(vm, source, (threads, huge), options)?;
+                if round > 0 {
+                    measured.entry((threads, huge, source)).or_default().push(time);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The median of three touches, in seconds: a process of its own for each round, so that no source
+/// has luckier addresses than another.
+fn touch(
+    vm: &Elastic,
+    source: Source,
+    (threads, huge): (u64, bool),
+    options: &Options,
+) -> Result<f64> {
+    let cgroup = if source == Source::Partition { "fn" } else { "other" };
+    let (each, thp) = (options.size / threads, u8::from(huge));
+    let text =
+        vm.shell(&format!("faults {threads} {each} 3 cgroup=/sys/fs/cgroup/{cgroup} thp={thp}"))?;
+    nanos(&text).map(|nanos| nanos as f64 / 1e9).with_context(|| format!("faults said {text:?}"))
+}
+
+/// The median of lines "faults NS".
+fn nanos(text: &str) -> Option<u64> {
+    let lines = text.lines().map(|line| line.trim().strip_prefix("faults ")?.parse().ok());
+    let mut all: Vec<u64> = lines.collect::<Option<_>>()?;
+    all.sort_unstable();
+    all.get(all.len() / 2).copied()
+}
+
+fn report(measured: Measured, options: &Options, release: &str) -> Result<Comparison> {
+    let mut merits: BTreeMap<(u64, bool), Vec<Entry>> = BTreeMap::new();
+    for ((threads, huge, source), values) in measured {
+        let entry = Entry { name: source.name().to_owned(), samples: Samples::new(values)? };
+        merits.entry((threads, huge)).or_default().push(entry);
+    }
+    let merit = |((threads, huge), entries): ((u64, bool), Vec<Entry>)| {
+        let pages = if huge { "2 MiB" } else { "4 KiB" };
+        let plural = if threads == 1 { "" } else { "s" };
+        let title = format!("{} MiB touched by {threads} thread{plural}, {pages}", options.size);
+        Merit::new(&title, Unit::Seconds, entries).promised(Source::Beside.name(), 1.02)
+    };
+    Ok(Comparison {
+        name: "faults".into(),
+        title: "Page faults in a partition and outside".into(),
+        how: format!(
+            "{} boots of each guest and {} rounds in each, in turn; same kernel (Linux {release}), \
+             1 vCPU; time for all pages.",
+            options.runs, options.rounds
+        ),
+        command: "cargo xtask bench faults".into(),
+        machine: Machine::read(),
+        merits: merits.into_iter().map(merit).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_all_rounds_counts_and_nothing_else_may_be_said() {
+        assert_eq!(nanos("faults 30\r\nfaults 10\r\nfaults 20"), Some(20));
+        assert_eq!(nanos("faults 30\npage 7 was not zero"), None);
+        assert_eq!(nanos(""), None);
+    }
+}
