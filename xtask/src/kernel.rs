@@ -28,15 +28,15 @@ pub(crate) struct Kernel {
 }
 
 /// The inputs in the repository.
-struct Inputs {
-    patches: Vec<PathBuf>,
+pub(crate) struct Inputs {
+    pub(crate) patches: Vec<PathBuf>,
     fragments: Vec<PathBuf>,
 }
 
 /// Gives the kernel for the present patches and fragments, and builds it when it is missing.
 pub(crate) fn ensure(cache: &Cache) -> Result<Kernel> {
     setup::packages()?;
-    let inputs = Inputs::find(&workspace().join("guest-kernel-patches"))?;
+    let inputs = Inputs::in_workspace()?;
     let version = setup::installed_version(SOURCE_PACKAGE)?;
     let dir = cache.artefact("kernel", &inputs.key(&version)?, |dir| {
         step(&format!("building the guest kernel {version}: 4 to 8 minutes on two cores"));
@@ -50,6 +50,10 @@ pub(crate) fn ensure(cache: &Cache) -> Result<Kernel> {
 }
 
 impl Inputs {
+    pub(crate) fn in_workspace() -> Result<Self> {
+        Self::find(&workspace().join("guest-kernel-patches"))
+    }
+
     fn find(dir: &Path) -> Result<Self> {
         let series = fs::read_to_string(dir.join("series")).context("cannot read the series")?;
         let patches = series
@@ -74,16 +78,18 @@ impl Inputs {
 
 fn build(inputs: &Inputs, dir: &Path) -> Result<()> {
     let tree = dir.join("tree");
-    fs::create_dir(&tree)?;
-    step("kernel: unpacking the source");
-    let options = ["--strip-components=1", "--extract", "--file", SOURCE_ARCHIVE, "--directory"];
-    run(Command::new("tar").args(options).arg(&tree))?;
+    unpack(&tree)?;
     for patch in &inputs.patches {
         step(&format!("kernel: applying {}", patch.display()));
-        let options = ["--strip=1", "--forward", "--fuzz=0", "--silent", "--input"];
-        run(Command::new("patch").current_dir(&tree).args(options).arg(patch))?;
+        apply(patch, &tree)?;
     }
-    configure(inputs, &tree)?;
+    step("kernel: configuring");
+    let mut wanted = String::new();
+    for fragment in &inputs.fragments {
+        wanted.push_str(&fs::read_to_string(fragment)?);
+        wanted.push('\n');
+    }
+    configure(&tree, &wanted, "")?;
     step("kernel: compiling");
     let jobs = std::thread::available_parallelism()?.to_string();
     let targets = ["vmlinux", "bzImage", "modules"];
@@ -94,23 +100,31 @@ fn build(inputs: &Inputs, dir: &Path) -> Result<()> {
     Ok(fs::remove_dir_all(tree)?)
 }
 
-/// Starts from the smallest configuration, adds the fragments, and checks that each setting held:
-/// the kernel's own tools drop what lacks a dependency without a word.
-fn configure(inputs: &Inputs, tree: &Path) -> Result<()> {
-    step("kernel: configuring");
+/// Makes `tree`, with the source that no patch has touched.
+pub(crate) fn unpack(tree: &Path) -> Result<()> {
+    fs::create_dir(tree)?;
+    step("kernel: unpacking the source");
+    let options = ["--strip-components=1", "--extract", "--file", SOURCE_ARCHIVE, "--directory"];
+    run(Command::new("tar").args(options).arg(tree))
+}
+
+/// Applies one patch, whose context must be what it says.
+pub(crate) fn apply(patch: &Path, tree: &Path) -> Result<()> {
+    let options = ["--strip=1", "--forward", "--fuzz=0", "--silent", "--input"];
+    run(Command::new("patch").current_dir(tree).args(options).arg(patch))
+}
+
+/// Starts from the smallest configuration, adds the settings, and checks that each wanted one held:
+/// the kernel's own tools drop what lacks a dependency without a word. That is fine for those of
+/// `optional`, which come last.
+pub(crate) fn configure(tree: &Path, wanted: &str, optional: &str) -> Result<()> {
     output(make(tree).args(["--silent", "tinyconfig"]))?;
     let path = tree.join(".config");
-    let mut config = fs::read_to_string(&path)?;
-    let mut wanted = String::new();
-    for fragment in &inputs.fragments {
-        wanted.push_str(&fs::read_to_string(fragment)?);
-        wanted.push('\n');
-    }
-    config.push_str(&wanted);
-    fs::write(&path, config)?;
+    let config = fs::read_to_string(&path)?;
+    fs::write(&path, format!("{config}{wanted}\n{optional}\n"))?;
     output(make(tree).args(["--silent", "olddefconfig"]))?;
     let config = fs::read_to_string(&path)?;
-    let missing = kconfig::missing(&wanted, &config);
+    let missing = kconfig::missing(wanted, &config);
     if !missing.is_empty() {
         bail!(
             "the kernel's configuration lacks what the fragments ask for:\n{}",
@@ -121,7 +135,7 @@ fn configure(inputs: &Inputs, tree: &Path) -> Result<()> {
 }
 
 /// The same inputs give the same bytes: no user, host or date of this build.
-fn make(tree: &Path) -> Command {
+pub(crate) fn make(tree: &Path) -> Command {
     let mut make = Command::new("make");
     make.current_dir(tree)
         .env("ARCH", "x86")
@@ -169,7 +183,7 @@ mod tests {
 
     #[test]
     fn no_option_is_asked_for_twice_with_different_values() {
-        let inputs = Inputs::find(&workspace().join("guest-kernel-patches")).unwrap();
+        let inputs = Inputs::in_workspace().unwrap();
         let text: String =
             inputs.fragments.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
         let contradictions = kconfig::missing(&text, &text);

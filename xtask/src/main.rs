@@ -19,6 +19,7 @@ mod lab;
 mod libtest;
 mod process;
 mod rootfs;
+mod series;
 mod setup;
 mod stock_kernel;
 mod test;
@@ -43,7 +44,11 @@ enum Command {
     /// Install the missing Debian packages and build every cached artefact.
     Setup,
     /// Build the guest kernel and print the path of its vmlinux.
-    Kernel,
+    Kernel {
+        /// Instead, build and boot a small kernel after each patch of the series: half an hour.
+        #[arg(long)]
+        series: bool,
+    },
     /// Run a command where KVM runs Linux guests: here, or in an emulated machine.
     Lab(lab::Options),
     /// Run every check and every test; FILTER picks tests by name.
@@ -72,7 +77,10 @@ fn run(command: Command) -> Result<ExitCode> {
     let cache = Cache::open()?;
     match command {
         Command::Setup => setup::everything(&cache)?,
-        Command::Kernel => println!("{}", kernel::ensure(&cache)?.vmlinux.display()),
+        Command::Kernel { series: true } => series::check(&cache)?,
+        Command::Kernel { series: false } => {
+            println!("{}", kernel::ensure(&cache)?.vmlinux.display())
+        }
         Command::Lab(options) => return lab::run(&cache, options),
         Command::Test(options) => return test::run(&cache, &options),
         Command::Check => return check::run(),
