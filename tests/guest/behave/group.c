@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The life of control groups: what they inherit, who moves, and races of their removal. */
+#include "behave.h"
+
+#include <sys/stat.h>
+#include <time.h>
+
+#define SIZE (8 * MIB)
+#define NESTED FN0 "/nested"
+#define WAITING "/cg/waiting"
+#define RACE "/cg/race"
+
+static void hold_body(void)
+{
+	char *mem = map_memory(SIZE);
+
+	fill(mem, SIZE, 1);
+	expect_in("memory", mem, SIZE, IN_A);
+	reach(1);
+	for (;;)
+		pause();
+}
+
+/* Killed, not ended. */
+static void killed(void)
+{
+	pid_t pid;
+
+	bind_to(FN0, "");
+	pid = start(FN0, hold_body);
+	await(1);
+	kill(pid, SIGKILL);
+	finish(pid, SIGKILL);
+	expect_empty("used after its end", FN0);
+}
+
+/* Without "none": the removal of the control group is enough. */
+static void removed(void)
+{
+	pid_t pid;
+
+	bind_to(FN0, "");
+	pid = start(FN0, hold_body);
+	await(1);
+	kill(pid, SIGKILL);
+	finish(pid, SIGKILL);
+	expect_equal("rmdir", rmdir(FN0) ? errno : 0, 0);
+	expect_gone("A after its control group was removed", FN0);
+}
+
+/* A control group below has the partition too, and loses it with the one above. */
+static void nested_body(void)
+{
+	char *mem = map_memory(SIZE);
+
+	fill(mem, SIZE, 1);
+	expect_in("memory of a control group below", mem, SIZE, IN_A);
+	reach(1);
+	await(2);
+	fill(mem, SIZE, 2);
+	mem = map_memory(SIZE);
+	fill(mem, SIZE, 3);
+	expect_in("memory after the control group above was unbound", mem, SIZE, OUTSIDE);
+}
+
+static void inherited(void)
+{
+	pid_t pid;
+
+	bind_to(FN0, "");
+	set(FN0 "/cgroup.subtree_control", "+memory");
+	if (mkdir(NESTED, 0755))
+		die(NESTED);
+	expect_equal("partition of a control group below", partition_value(NESTED, "id"),
+		     partition_value(FN0, "id"));
+	pid = start(NESTED, nested_body);
+	await(1);
+	unbind(FN0);
+	expect_equal("partition of a control group below, unbound", partition_value(NESTED, "id"),
+		     -1);
+	expect_at_least("in use of A by what was there", draining(FN0), SIZE);
+	reach(2);
+	finish(pid, 0);
+	expect_gone("A after its end", FN0);
+	rmdir(NESTED);
+}
+
+/* A process that moves leaves its memory where it is, and takes more from where it is now. */
+static void moved_body(void)
+{
+	char *old = map_memory(SIZE), *new = map_memory(SIZE);
+	uint64_t *frames;
+
+	fill(old, SIZE, 1);
+	frames = frames_of(old, SIZE);
+	if (join(FN1))
+		die(FN1);
+	fill(new, SIZE, 2);
+	expect_in("memory since it moved", new, SIZE, IN_B);
+	expect_unmoved("memory of before", old, SIZE, frames);
+	if (join(OUT))
+		die(OUT);
+	new = map_memory(SIZE);
+	fill(new, SIZE, 3);
+	expect_in("memory since it moved to no partition", new, SIZE, OUTSIDE);
+	expect_unmoved("memory of before", old, SIZE, frames);
+	expect_holds("memory of before", old, SIZE, 1);
+}
+
+static void moved(void)
+{
+	bind_to(FN0, "");
+	bind_to(FN1, "");
+	in_function(moved_body);
+	expect_empty("used of A after its end", FN0);
+	expect_empty("used of B after its end", FN1);
+}
+
+/* Who waits for a partition does not hold up the removal of its control group. */
+static void waiting(void)
+{
+	pid_t pid;
+	int rc;
+
+	bind_to(FN0, "");
+	bind_to(FN1, "");
+	if (mkdir(WAITING, 0755))
+		die(WAITING);
+	pid = fork();
+	if (!pid) {
+		reach(1);
+		rc = put(WAITING "/memory.partition", "auto", 0);
+		expect_equal("the end of the wait", -rc, ENODEV);
+		end_function();
+	}
+	await(1);
+	usleep(100000);
+	expect_equal("rmdir", rmdir(WAITING) ? errno : 0, 0);
+	finish(pid, 0);
+	expect_equal("used of A", used(FN0), 0);
+}
+
+/* Who waits gets the partition that is free first. */
+static void woken(void)
+{
+	pid_t pid;
+	int rc;
+
+	bind_to(FN0, "release=manual");
+	bind_to(FN1, "");
+	if (mkdir(WAITING, 0755))
+		die(WAITING);
+	pid = fork();
+	if (!pid) {
+		reach(1);
+		rc = put(WAITING "/memory.partition", "auto", 0);
+		expect_equal("the end of the wait", -rc, 0);
+		end_function();
+	}
+	await(1);
+	usleep(100000);
+	unbind(FN0);
+	finish(pid, 0);
+	expect_equal("cookie of the partition that was waited for",
+		     partition_value(WAITING, "cookie"), 1);
+	set(WAITING "/memory.partition", "none");
+	rmdir(WAITING);
+	expect_gone("A after its end", FN0);
+}
+
+/*
+ * Functions begin and end in one control group that is made, bound, unbound and removed without
+ * regard to them, by several at once.
+ */
+static long now_ms(void)
+{
+	struct timespec at;
+
+	clock_gettime(CLOCK_MONOTONIC, &at);
+	return at.tv_sec * 1000 + at.tv_nsec / 1000000;
+}
+
+static void race_body(void)
+{
+	long end = now_ms() + 3000;
+
+	for (int round = 0; now_ms() < end; round++) {
+		char *mem;
+
+		/* Whatever of this fails is the race's. */
+		mkdir(RACE, 0755);
+		put(RACE "/memory.partition", "auto release=manual", O_NONBLOCK);
+		join(RACE);
+		mem = map_memory(MIB);
+		fill(mem, MIB, round);
+		if (round % 3 == 0)
+			put(RACE "/memory.partition", "none", 0);
+		expect_holds("memory in the race", mem, MIB, round);
+		munmap(mem, MIB);
+		join(OUT);
+		if (round % 2)
+			rmdir(RACE);
+		atomic_fetch_add(&shared->value, 1);
+	}
+}
+
+static void raced(void)
+{
+	pid_t pids[3];
+
+	for (int i = 0; i < 3; i++)
+		pids[i] = start(OUT, race_body);
+	for (int i = 0; i < 3; i++)
+		finish(pids[i], 0);
+	expect_at_least("rounds", shared->value, 30);
+	put(RACE "/memory.partition", "none", 0);
+	rmdir(RACE);
+	/* Both are there, and free: the lowest first. */
+	for (int ms = 0; ms < 5000 && put(FN0 "/memory.partition", "auto", O_NONBLOCK); ms += 10)
+		usleep(10000);
+	expect_equal("cookie of the first", partition_value(FN0, "cookie"), 1);
+	bind_to(FN1, "");
+	expect_empty("used of A", FN0);
+	expect_empty("used of B", FN1);
+}
+
+/* Fills, checks and drops memory for as long as its caller lets it. */
+static void churn_body(void)
+{
+	for (int round = 0; access("/tmp/stop", F_OK); round++) {
+		char *mem = map_memory(2 * SIZE);
+
+		madvise(mem, SIZE, MADV_NOHUGEPAGE);
+		fill(mem, 2 * SIZE, round);
+		expect_holds("memory", mem, 2 * SIZE, round);
+		expect_in("memory", mem, 2 * SIZE, IN_A);
+		munmap(mem, 2 * SIZE);
+		shared->value = round + 1;
+	}
+}
+
+/* The caller does something meanwhile, until it makes the file /tmp/stop. */
+static void churn(void)
+{
+	unlink("/tmp/stop");
+	bind_to(FN0, "");
+	in_function(churn_body);
+	expect_at_least("rounds", shared->value, 1);
+	expect_empty("used after its end", FN0);
+}
+
+const struct behaviour group_cases[] = {
+	{ "killed", killed },
+	{ "removed", removed },
+	{ "inherited", inherited },
+	{ "moved", moved },
+	{ "waiting", waiting },
+	{ "woken", woken },
+	{ "raced", raced },
+	{ "churn", churn },
+	{ NULL, NULL },
+};

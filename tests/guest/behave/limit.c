@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+/* A function that wants more than there is, and what it has outside of its partition. */
+#include "behave.h"
+
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#define SIZE (8 * MIB)
+
+static void outgrow_body(void)
+{
+	size_t size = partition_value(FN0, "size"), more = size + SIZE;
+	char *mem = map_memory(more);
+
+	fill(mem, more, 1);
+	expect_holds("memory", mem, more, 1);
+	expect_at_least("pages in A", pages_in(mem, more, IN_A), (size - SLACK) / PAGE);
+	expect_at_least("pages outside", pages_in(mem, more, OUTSIDE), SIZE / PAGE);
+	/* There is room again, and it is taken. */
+	munmap(mem, more);
+	mem = map_memory(SIZE);
+	expect_used_at_most("used after munmap", FN0, SLACK);
+	fill(mem, SIZE, 2);
+	expect_in("memory after there is room", mem, SIZE, IN_A);
+}
+
+static void spill(void)
+{
+	bind_to(FN0, "policy=spill");
+	in_function(outgrow_body);
+	expect_at_least("spilled", partition_value(FN0, "spilled"), SIZE);
+	expect_at_least("events of spills", event_count(FN0, "spill"), SIZE / PAGE);
+	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
+	expect_empty("used after its end", FN0);
+}
+
+static void strict_body(void)
+{
+	size_t size = partition_value(FN0, "size") + SIZE;
+	char *mem = map_memory(size);
+
+	fill(mem, size, 1);
+	expect(0, "outgrowing a strict partition: expected to be killed, found %zu bytes there", size);
+}
+
+static void strict(void)
+{
+	bind_to(FN0, "policy=strict");
+	finish(start(FN0, strict_body), SIGKILL);
+	expect_at_least("events of OOM", event_count(FN0, "oom"), 1);
+	/* Only what a dying task could not do without. */
+	expect_at_most("spilled", partition_value(FN0, "spilled"), MIB);
+	expect_empty("used after its end", FN0);
+}
+
+/* One of two is killed, and the other one has room. */
+static void strict_survivor_body(void)
+{
+	char *mem = map_memory(SIZE);
+
+	fill(mem, SIZE, 1);
+	reach(1);
+	await(2);
+	expect_holds("memory of the survivor", mem, SIZE, 1);
+	expect_in("memory of the survivor", mem, SIZE, IN_A);
+}
+
+static void strict_survivor(void)
+{
+	pid_t survivor, other;
+
+	bind_to(FN0, "policy=strict");
+	survivor = start(FN0, strict_survivor_body);
+	await(1);
+	other = start(FN0, strict_body);
+	finish(other, SIGKILL);
+	reach(2);
+	finish(survivor, 0);
+	expect_empty("used after their end", FN0);
+}
+
+/* With swap nobody has to be killed. */
+static void strict_swap_body(void)
+{
+	size_t size = partition_value(FN0, "size") + SIZE;
+	char *mem = map_memory(size);
+
+	for (size_t at = 0; at < size; at += MIB)
+		fill(mem + at, MIB, at / MIB);
+	expect_at_least("pages in swap", pages_in(mem, size, SWAPPED), SIZE / PAGE);
+	for (size_t at = 0; at < size; at += MIB)
+		expect_holds("memory", mem + at, MIB, at / MIB);
+	expect_equal("pages outside", pages_in(mem, size, OUTSIDE), 0);
+}
+
+static void strict_swap(void)
+{
+	bind_to(FN0, "policy=strict");
+	in_function(strict_swap_body);
+	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
+	expect_equal("events of spills", event_count(FN0, "spill"), 0);
+	expect_empty("used after its end", FN0);
+}
+
+/* The limit of the cgroup is below the partition's size: it comes first. */
+static void memory_max_body(void)
+{
+	char *mem = map_memory(5 * SIZE);
+
+	fill(mem, 5 * SIZE, 1);
+	expect(0, "outgrowing memory.max: expected to be killed, found all of it there");
+}
+
+static void memory_max(void)
+{
+	bind_to(FN0, "");
+	set(FN0 "/memory.max", "33554432");
+	finish(start(FN0, memory_max_body), SIGKILL);
+	expect_at_least("oom_kill", number_of(FN0 "/memory.events", "oom_kill"), 1);
+	expect_equal("events of OOM of the partition", event_count(FN0, "oom"), 0);
+	expect_equal("events of spills", event_count(FN0, "spill"), 0);
+	expect_at_most("peak", partition_value(FN0, "peak"), 32 * MIB + SLACK);
+	expect_empty("used after its end", FN0);
+}
+
+/* Files, shared memory and pipes of a function are not in its partition, and outlive it. */
+
+#define FILE_PATH "/tmp/behave/file"
+
+static void outside_body(void)
+{
+	int fd = open(FILE_PATH, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	long before = used(FN0);
+	char *file, *private, *common, *mem;
+
+	if (fd < 0 || ftruncate(fd, SIZE))
+		die(FILE_PATH);
+	file = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	private = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	common = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (file == MAP_FAILED || private == MAP_FAILED || common == MAP_FAILED)
+		die("mmap");
+	fill(file, SIZE, 1);
+	fill(common, SIZE, 2);
+	expect_holds("a private view of the file", private, SIZE, 1);
+	expect_in("pages of the file", file, SIZE, OUTSIDE);
+	expect_in("pages of the file, in a private view", private, SIZE, OUTSIDE);
+	expect_in("shared memory", common, SIZE, OUTSIDE);
+	expect_at_most("used, for all of that", used(FN0) - before, MIB);
+	/* A copy is the function's own. */
+	fill(private, SIZE / 2, 3);
+	expect_in("what was written to a private view", private, SIZE / 2, IN_A);
+	expect_holds("the file", file, SIZE, 1);
+	mem = map_memory(SIZE);
+	expect_equal("bytes read from the file", pread(fd, mem, SIZE, 0), SIZE);
+	expect_in("memory that was read from a file", mem, SIZE, IN_A);
+	expect_holds("memory that was read from a file", mem, SIZE, 1);
+}
+
+static void files(void)
+{
+	char *mem = map_memory(SIZE);
+	int fd;
+
+	mkdir("/tmp/behave", 0700);
+	if (mount("behave", "/tmp/behave", "tmpfs", 0, NULL))
+		die("mount");
+	bind_to(FN0, "");
+	in_function(outside_body);
+	expect_empty("used after its end", FN0);
+	unbind(FN0);
+	expect_gone("A while the file is there", FN0);
+	fd = open(FILE_PATH, O_RDONLY | O_CLOEXEC);
+	expect_equal("bytes of the file", pread(fd, mem, SIZE, 0), SIZE);
+	expect_holds("the file", mem, SIZE, 1);
+	close(fd);
+	umount("/tmp/behave");
+}
+
+/* What a function reads from a disk is cached outside, for all. */
+static void page_cache_body(void)
+{
+	int fd = open("/dev/zram0", O_RDWR | O_CLOEXEC);
+	char *mem = map_memory(MIB);
+	long before;
+
+	if (fd < 0)
+		die("/dev/zram0");
+	fill(mem, MIB, 1);
+	before = used(FN0);
+	for (int i = 0; i < 8; i++)
+		expect_equal("bytes written to the disk", pwrite(fd, mem, MIB, i * MIB), MIB);
+	for (int i = 0; i < 8; i++)
+		expect_equal("bytes read from the disk", pread(fd, mem, MIB, i * MIB), MIB);
+	expect_at_most("used, for the page cache", used(FN0) - before, MIB);
+	expect_holds("what was read from the disk", mem, MIB, 1);
+	/* Kept open, so that the cache stays. */
+	reach(1);
+	await(2);
+}
+
+static void page_cache(void)
+{
+	long before = number_of("/proc/meminfo", "Buffers");
+	pid_t pid;
+
+	bind_to(FN0, "");
+	pid = start(FN0, page_cache_body);
+	await(1);
+	expect_at_least("KiB of page cache", number_of("/proc/meminfo", "Buffers") - before,
+			8 * MIB / KIB);
+	reach(2);
+	finish(pid, 0);
+	expect_empty("used after its end", FN0);
+}
+
+const struct behaviour limit_cases[] = {
+	{ "spill", spill },
+	{ "strict", strict },
+	{ "strict-survivor", strict_survivor },
+	{ "strict-swap", strict_swap },
+	{ "memory-max", memory_max },
+	{ "files", files },
+	{ "page-cache", page_cache },
+	{ NULL, NULL },
+};

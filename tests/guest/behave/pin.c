@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Memory that others hold or make: userfaultfd, pipes, pins for a moment and for long. */
+#include "behave.h"
+
+#include <linux/io_uring.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#define SIZE (4 * MIB)
+
+/* Linux 6.8; the headers may be older. */
+struct move_pages {
+	uint64_t dst;
+	uint64_t src;
+	uint64_t len;
+	uint64_t mode;
+	int64_t moved;
+};
+
+#define MOVE_PAGES _IOWR(UFFDIO, 0x05, struct move_pages)
+
+/* A monitor outside of the partition fills a function's memory: by copies and by zeroes. */
+static void serve_faults(int uffd, char *mem)
+{
+	struct uffd_msg message;
+	char *page = map_memory(HUGE_PAGE);
+
+	while (read(uffd, &message, sizeof(message)) == sizeof(message)) {
+		uintptr_t at = message.arg.pagefault.address & ~(PAGE - 1);
+		size_t offset = at - (uintptr_t)mem;
+		struct uffdio_copy copy = { .dst = at, .src = (uintptr_t)page, .len = PAGE };
+		struct uffdio_zeropage zero = { .range = { .start = at, .len = PAGE } };
+
+		if (message.event != UFFD_EVENT_PAGEFAULT)
+			continue;
+		fill(page, PAGE, offset / PAGE);
+		if (offset < SIZE / 2 ? ioctl(uffd, UFFDIO_COPY, &copy)
+				      : ioctl(uffd, UFFDIO_ZEROPAGE, &zero))
+			expect(errno == EEXIST, "filling %#zx: found error %d", offset, errno);
+		if (offset + PAGE == SIZE)
+			break;
+	}
+}
+
+static int open_uffd(void *mem, size_t size)
+{
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = {
+		.range = { .start = (uintptr_t)mem, .len = size },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &range))
+		die("userfaultfd");
+	return uffd;
+}
+
+static void userfault_body(void)
+{
+	char *mem = map_memory(SIZE);
+	int uffd = open_uffd(mem, SIZE), status = 0;
+	pid_t monitor = fork();
+
+	if (!monitor) {
+		if (join(OUT))
+			die(OUT);
+		serve_faults(uffd, mem);
+		end_function();
+	}
+	for (size_t at = 0; at < SIZE / 2; at += PAGE)
+		expect_holds("a page that was copied", mem + at, PAGE, at / PAGE);
+	touch(mem + SIZE / 2, SIZE / 2);
+	expect_zero("pages of zeroes", mem + SIZE / 2, SIZE / 2);
+	expect_in("memory that a monitor filled", mem, SIZE, IN_A);
+	if (waitpid(monitor, &status, 0) != monitor)
+		die("waitpid");
+	expect_equal("status of the monitor", status, 0);
+}
+
+static void userfault(void)
+{
+	bind_to(FN0, "");
+	in_function(userfault_body);
+	expect_empty("used after its end", FN0);
+}
+
+/* A page of the function's gets another address, and stays. */
+static void userfault_move_body(void)
+{
+	char *from = map_memory(SIZE), *to = map_memory(SIZE);
+	int uffd = open_uffd(to, SIZE);
+	struct move_pages move = {
+		.dst = (uintptr_t)to, .src = (uintptr_t)from, .len = SIZE,
+	};
+	uint64_t *frames;
+
+	madvise(from, SIZE, MADV_NOHUGEPAGE);
+	madvise(to, SIZE, MADV_NOHUGEPAGE);
+	fill(from, SIZE, 1);
+	frames = frames_of(from, SIZE);
+	if (ioctl(uffd, MOVE_PAGES, &move))
+		die("moving pages");
+	expect_equal("bytes moved", move.moved, SIZE);
+	expect_unmoved("memory with a new address", to, SIZE, frames);
+	expect_holds("memory with a new address", to, SIZE, 1);
+	touch(from, SIZE);
+	expect_zero("the old address", from, SIZE);
+	expect_in("the old address", from, SIZE, IN_A);
+}
+
+static void userfault_move(void)
+{
+	bind_to(FN0, "");
+	in_function(userfault_move_body);
+	expect_empty("used after its end", FN0);
+}
+
+/*
+ * Pages that were put into a pipe as they are stay the partition's when the function has ended, and
+ * keep it, until they are read.
+ */
+#define PIPED (64 * PAGE)
+
+static int pipes[2];
+
+static void vmsplice_body(void)
+{
+	char *mem = map_memory(HUGE_PAGE);
+	struct iovec whole = { mem, PIPED };
+
+	madvise(mem, HUGE_PAGE, MADV_NOHUGEPAGE);
+	fill(mem, PIPED, 1);
+	expect_in("memory", mem, PIPED, IN_A);
+	expect_equal("bytes put into the pipe", vmsplice(pipes[1], &whole, 1, 0), PIPED);
+}
+
+static void vmsplice_exit(void)
+{
+	char *copy = map_memory(HUGE_PAGE);
+	size_t got = 0;
+	ssize_t len;
+
+	if (pipe(pipes) || fcntl(pipes[1], F_SETPIPE_SZ, PIPED) < 0)
+		die("pipe");
+	bind_to(FN0, "");
+	in_function(vmsplice_body);
+	unbind(FN0);
+	/* Longer than the batches that a CPU may hold are flushed for the first time. */
+	usleep(300000);
+	expect_equal("in use of A by the pipe", draining(FN0), PIPED);
+	while (got < PIPED && (len = read(pipes[0], copy + got, PIPED - got)) > 0)
+		got += len;
+	expect_equal("bytes read from the pipe", got, PIPED);
+	expect_holds("what was read from the pipe", copy, PIPED, 1);
+	expect_gone("A when the pipe is empty", FN0);
+}
+
+/* A pipe that is closed without being read. */
+static void vmsplice_close(void)
+{
+	if (pipe(pipes) || fcntl(pipes[1], F_SETPIPE_SZ, PIPED) < 0)
+		die("pipe");
+	bind_to(FN0, "");
+	in_function(vmsplice_body);
+	unbind(FN0);
+	usleep(300000);
+	expect_equal("in use of A by the pipe", draining(FN0), PIPED);
+	close(pipes[0]);
+	close(pipes[1]);
+	expect_gone("A when the pipe is closed", FN0);
+}
+
+/*
+ * Buffers that are registered with io_uring are pinned for as long as the ring lives, which is
+ * longer than the function: they leave the partition first.
+ */
+static int ring;
+
+static void pin_long_body(void)
+{
+	char *small = map_memory(SIZE), *huge = map_memory(SIZE), *fresh = map_memory(SIZE);
+	struct iovec buffers[] = { { small, SIZE }, { huge, SIZE }, { fresh, SIZE } };
+
+	madvise(small, SIZE, MADV_NOHUGEPAGE);
+	fill(small, SIZE, 1);
+	fill(huge, SIZE, 2);
+	expect_in("memory", small, SIZE, IN_A);
+	expect_in("memory", huge, SIZE, IN_A);
+	if (syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, buffers, 3))
+		die("IORING_REGISTER_BUFFERS");
+	expect_in("pages that are pinned", small, SIZE, OUTSIDE);
+	expect_in("huge pages that are pinned", huge, SIZE, OUTSIDE);
+	expect_in("pages that were made in order to be pinned", fresh, SIZE, OUTSIDE);
+	expect_used_at_most("used after they were pinned", FN0, SLACK);
+	expect_holds("pages that are pinned", small, SIZE, 1);
+	expect_holds("huge pages that are pinned", huge, SIZE, 2);
+	expect_zero("pages that were made in order to be pinned", fresh, SIZE);
+}
+
+static void pin_long(void)
+{
+	struct io_uring_params parameters = { 0 };
+
+	ring = syscall(SYS_io_uring_setup, 4, &parameters);
+	if (ring < 0)
+		die("io_uring_setup");
+	bind_to(FN0, "");
+	in_function(pin_long_body);
+	unbind(FN0);
+	expect_gone("A while the buffers are pinned", FN0);
+	close(ring);
+}
+
+/* What is pinned for a moment stays, and so does what is not the pin's. */
+static void pin_short_body(void)
+{
+	char *mem = map_memory(SIZE), path[] = "/dev/zram0";
+	int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	uint64_t *frames;
+
+	if (fd < 0)
+		die(path);
+	fill(mem, SIZE, 1);
+	frames = frames_of(mem, SIZE);
+	expect_equal("bytes read from the disk", pread(fd, mem, SIZE / 2, 0), SIZE / 2);
+	expect_zero("what was read from the disk", mem, SIZE / 2);
+	expect_unmoved("memory", mem, SIZE, frames);
+	expect_in("memory", mem, SIZE, IN_A);
+	expect_equal("words that the disk changed elsewhere",
+		     memcmp(mem + SIZE / 2, &(uint64_t){ word(1, SIZE / 2 / 8) }, 8) != 0, 0);
+	close(fd);
+}
+
+static void pin_short(void)
+{
+	bind_to(FN0, "");
+	in_function(pin_short_body);
+	expect_empty("used after its end", FN0);
+}
+
+const struct behaviour pin_cases[] = {
+	{ "userfault", userfault },
+	{ "userfault-move", userfault_move },
+	{ "vmsplice", vmsplice_exit },
+	{ "vmsplice-close", vmsplice_close },
+	{ "pin-long", pin_long },
+	{ "pin-short", pin_short },
+	{ NULL, NULL },
+};

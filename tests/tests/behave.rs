@@ -1,0 +1,178 @@
+//! What a function does in a partition: each case of `tests/guest/behave`, and after it the release.
+//!
+//! Whatever the function did, in the end its partition is gone from the host in one request, and no
+//! page was migrated for it.
+
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use guest_tests::{Config, MIB, Result, Tessera, Vm, until, within};
+use serde_json::{Value, json};
+
+const BOOT: u64 = 512 * MIB;
+const A: u64 = 64 * MIB;
+const B: u64 = 32 * MIB;
+
+/// Memory that is added to the guest's own, beside the partitions.
+const MORE: u64 = 512 * MIB;
+
+/// A swap device of compressed memory, and a disk of it.
+const SWAP: &str = "echo 256M > /sys/block/zram0/disksize; mkswap /dev/zram0; swapon /dev/zram0";
+const DISK: &str = "echo 32M > /sys/block/zram0/disksize";
+
+/// What the kernel says when it has found itself in a state that it should not be in.
+const COMPLAINTS: &str = "dmesg | grep -E 'WARNING|BUG|Oops|Bad page|Bad rss|general protection' \
+                          | head -5";
+
+fn vm(prepare: &str) -> Result<Tessera> {
+    let config = Config::vmlinux()?
+        .memory(BOOT)
+        .vcpus(2)
+        .with_programs()?
+        .set("memory.partitions", json!({"size": 512 * MIB, "prepare": 256 * MIB}))
+        .set("memory.hotplug_method", "VirtioMem")
+        .set("memory.hotplug_size", MORE)
+        // What the OOM killer says is in dmesg, and not among the answers of the shell.
+        .cmdline("memhp_default_state=online_movable loglevel=2");
+    let vm = Vm::from(config).boot()?;
+    vm.shell("mkdir -p /cg; mount -t cgroup2 cg /cg; echo +memory > /cg/cgroup.subtree_control")?;
+    vm.shell("mount -t debugfs debug /sys/kernel/debug")?;
+    // Linux has none where there is less than 512 MiB at its start.
+    vm.shell("echo always > /sys/kernel/mm/transparent_hugepage/enabled")?;
+    vm.shell(prepare)?;
+    Ok(vm)
+}
+
+fn partitions(vm: &Tessera) -> Result<Vec<Value>> {
+    let body = vm.api().get("vm.partitions")?.expect(200)?.body;
+    Ok(body.as_array().cloned().unwrap_or_default())
+}
+
+fn released(vm: &Tessera) -> Result<u64> {
+    let counters = vm.api().get("vm.counters")?.expect(200)?.body;
+    counters["__partitions"]["part_release"].as_u64().context("no such counter")
+}
+
+fn migrated(vm: &Tessera) -> Result<u64> {
+    Ok(vm.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
+}
+
+/// Adds both partitions and waits until the guest has them; returns where they are, as the program
+/// wants to be told.
+fn add(vm: &Tessera) -> Result<String> {
+    for (cookie, (id, size)) in [("A", A), ("B", B)].into_iter().enumerate() {
+        let body = json!({"id": id, "size": size, "cookie": cookie + 1, "release": "auto"});
+        vm.api().put_json("vm.add-partition", &body)?.expect(200)?;
+    }
+    let both = until("two partitions to be plugged", within(30), || {
+        let found = partitions(vm)?;
+        Ok(found.iter().all(|one| one["state"] == "plugged").then_some(found))
+    })?;
+    let mut places = String::new();
+    for one in &both {
+        let extents = one["extents"].as_array().context("no extents")?;
+        let text = |extent: &Value| format!("{}+{}", extent["addr"], extent["size"]);
+        let extents: Vec<_> = extents.iter().map(text).collect();
+        write!(places, " {}={}", one["id"].as_str().unwrap_or_default(), extents.join(","))?;
+    }
+    Ok(places)
+}
+
+fn all_are_gone(vm: &Tessera) -> Result<()> {
+    until("the partitions to be gone", within(10), || {
+        let left = partitions(vm)?;
+        Ok(left.is_empty().then_some(()))
+    })
+}
+
+/// One case in partitions of its own; the text says what was wrong.
+fn run(vm: &Tessera, case: &str) -> Result<()> {
+    let before = released(vm)?;
+    let places = add(vm)?;
+    let (status, printed) = vm.console().status_of(&format!("timeout 60 behave {case}{places}"))?;
+    let gone = all_are_gone(vm);
+    anyhow::ensure!(status == 0 && !printed.contains("FAIL"), "status {status}: {printed}");
+    if gone.is_err() {
+        let left = partitions(vm)?;
+        gone.with_context(|| format!("{left:?}"))?;
+    }
+    let told = printed.rsplit_once("migrated ").context("no count of migrated pages")?.1;
+    anyhow::ensure!(migrated(vm)?.to_string() == told, "pages were migrated for the release");
+    let requests = released(vm)? - before;
+    anyhow::ensure!(requests == 2, "{requests} requests for two releases");
+    let complaints = vm.shell(COMPLAINTS)?;
+    anyhow::ensure!(complaints.is_empty(), "{complaints}");
+    Ok(())
+}
+
+/// All cases in one guest, and those after one that failed in another: its memory may be anywhere.
+fn behaves(prepare: &str, cases: &[&str]) -> Result<()> {
+    let mut guest = vm(prepare)?;
+    let mut failures = String::new();
+    for case in cases {
+        if let Err(error) = run(&guest, case) {
+            writeln!(failures, "{case}: {error:#}")?;
+            guest = vm(prepare)?;
+        }
+    }
+    assert!(failures.is_empty(), "\n{failures}");
+    guest.power_off()
+}
+
+#[test]
+fn what_a_fork_shares_keeps_a_partition_and_what_is_copied_is_the_writers() -> Result<()> {
+    behaves("true", &["use", "fork", "fork-other", "fork-other-huge", "fork-outside"])
+}
+
+#[test]
+fn a_program_its_threads_and_who_reaches_into_it_stay_in_the_partition() -> Result<()> {
+    behaves("true", &["exec", "threads", "one-memory", "remote"])
+}
+
+#[test]
+fn huge_pages_are_made_split_and_collapsed_in_the_partition() -> Result<()> {
+    behaves("true", &["thp", "thp-split", "thp-split-free", "collapse", "khugepaged", "mthp"])
+}
+
+#[test]
+fn memory_that_is_given_another_address_or_given_up_is_where_it_was() -> Result<()> {
+    behaves("true", &["mremap", "mremap-huge", "dontneed", "madv-free"])
+}
+
+#[test]
+fn swap_takes_pages_out_of_the_partition_and_brings_them_back() -> Result<()> {
+    behaves(SWAP, &["pageout", "pageout-huge", "swap-shared", "swap-exit", "mlock"])
+}
+
+#[test]
+fn reclaim_finds_the_pages_of_a_partition_by_either_list() -> Result<()> {
+    behaves(SWAP, &["reclaim", "reclaim-switch", "strict-swap"])
+}
+
+#[test]
+fn what_others_hold_or_make_of_a_functions_memory() -> Result<()> {
+    behaves(
+        DISK,
+        &["userfault", "userfault-move", "vmsplice", "vmsplice-close", "pin-long", "pin-short"],
+    )
+}
+
+#[test]
+fn who_goes_over_all_memory_leaves_a_partition_alone() -> Result<()> {
+    behaves("true", &["ksm", "compact", "offline", "frames", "frames-churn"])
+}
+
+#[test]
+fn a_function_that_wants_too_much_spills_or_is_killed_as_its_policy_says() -> Result<()> {
+    behaves("true", &["spill", "strict", "strict-survivor", "memory-max"])
+}
+
+#[test]
+fn files_and_shared_memory_of_a_function_are_not_in_its_partition() -> Result<()> {
+    behaves(DISK, &["files", "page-cache"])
+}
+
+#[test]
+fn control_groups_come_and_go_whatever_their_functions_do() -> Result<()> {
+    behaves("true", &["killed", "removed", "inherited", "moved", "waiting", "woken", "raced"])
+}
