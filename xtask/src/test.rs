@@ -23,6 +23,9 @@ pub(crate) struct Options {
     /// Run only what has this in its name.
     #[arg(default_value = "")]
     filter: String,
+    /// Let the tests that can run for longer do so, which takes minutes more.
+    #[arg(long)]
+    long: bool,
 }
 
 /// Runs all of it, and ends with one line of counts. Fails when a test did, or none ran.
@@ -40,7 +43,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
         total.add(host_program(program, filter)?);
     }
     total.add(documentation(filter)?);
-    total.add(guest::run(cache, &guest, filter)?);
+    total.add(guest::run(cache, &guest, options)?);
     Ok(report(&total))
 }
 

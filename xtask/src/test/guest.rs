@@ -23,6 +23,7 @@ use crate::cargo::{self, Program};
 use crate::lab::{Job, Lab, Sinks};
 use crate::libtest::{self, Tally};
 use crate::process::{output, step};
+use crate::test::Options;
 
 /// A lab takes five seconds to start; a group of tests is worth that.
 const GROUP: usize = 6;
@@ -64,15 +65,16 @@ struct Bench {
     artefacts: Artefacts,
     tessera: PathBuf,
     memctl: PathBuf,
+    long: bool,
     start: Instant,
     queue: Mutex<VecDeque<Group>>,
 }
 
-/// Runs the tests of these programs whose names contain `filter`.
-pub(super) fn run(cache: &Cache, programs: &[Program], filter: &str) -> Result<Tally> {
+/// Runs the tests of these programs that were asked for.
+pub(super) fn run(cache: &Cache, programs: &[Program], options: &Options) -> Result<Tally> {
     let mut queue = VecDeque::new();
     for program in programs {
-        queue.extend(groups(program, filter)?);
+        queue.extend(groups(program, &options.filter)?);
     }
     if queue.is_empty() {
         return Ok(Tally::default());
@@ -83,8 +85,8 @@ pub(super) fn run(cache: &Cache, programs: &[Program], filter: &str) -> Result<T
     let tessera = cargo::release_binary("vmm", "tessera")?;
     let memctl = cargo::release_binary("memctl", "memctl")?;
     step(&format!("guest tests: {} groups of up to {GROUP}", queue.len()));
-    let bench =
-        Bench { lab, artefacts, tessera, memctl, start: Instant::now(), queue: queue.into() };
+    let (start, long) = (Instant::now(), options.long);
+    let bench = Bench { lab, artefacts, tessera, memctl, long, start, queue: queue.into() };
     let mut total = Tally::default();
     thread::scope(|scope| {
         let workers: Vec<_> = (0..LABS).map(|_| scope.spawn(|| bench.work())).collect();
@@ -165,6 +167,7 @@ impl Bench {
             .with_variable("CARGO_MANIFEST_DIR", &group.directory)
             .with_variable("TESSERA_BIN", &self.tessera)
             .with_variable("MEMCTL_BIN", &self.memctl);
+        let job = if self.long { job.with_variable("TESSERA_LONG", "1") } else { job };
         Ok(self.artefacts.given_to(job))
     }
 }

@@ -1,0 +1,194 @@
+//! Functions come and go in partitions that come, grow, shrink and go: `tests/guest/stress.c` in
+//! the guest, and the host's part here.
+//!
+//! It runs for some seconds, or for minutes with `cargo xtask test --long`.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use guest_tests::{Config, MIB, Result, Tessera, Vm, until, within};
+use serde_json::{Value, json};
+
+const BOOT: u64 = 1024 * MIB;
+const ROOM: u64 = 768 * MIB;
+
+/// What the guest's own kernel may hold in caches after it.
+const SLACK: u64 = 24 * MIB;
+
+/// The most partitions at a time, and what they may have: 2 MiB up to this, in steps of 2 MiB.
+const MOST: usize = 8;
+const LARGEST: u64 = 48 * MIB;
+
+/// Seconds of it.
+const SHORT: u64 = 12;
+const LONG: u64 = 300;
+
+/// What the kernel says when it has found itself in a state that it should not be in.
+const COMPLAINTS: &str = "dmesg | grep -E 'WARNING|BUG|Oops|Bad page|Bad rss|general protection|\
+                          page dumped' | head -5";
+
+fn seconds() -> u64 {
+    if std::env::var("TESSERA_LONG").is_ok_and(|value| value == "1") { LONG } else { SHORT }
+}
+
+fn vm() -> Result<Tessera> {
+    let config = Config::vmlinux()?
+        .memory(BOOT)
+        .vcpus(2)
+        .with_programs()?
+        .set("memory.partitions", json!({"size": ROOM, "prepare": 256 * MIB}))
+        // What the OOM killer says is in dmesg, and not among the answers of the shell.
+        .cmdline("loglevel=2");
+    let vm = Vm::from(config).boot()?;
+    vm.shell("mkdir -p /cg; mount -t cgroup2 cg /cg; echo +memory > /cg/cgroup.subtree_control")?;
+    vm.shell("echo 256M > /sys/block/zram0/disksize; mkswap /dev/zram0; swapon /dev/zram0")?;
+    Ok(vm)
+}
+
+/// The host's side: what it asked for, and how often.
+struct Host<'a> {
+    vm: &'a Tessera,
+    state: u64,
+    next: u64,
+    added: u64,
+    resized: u64,
+    removed: u64,
+}
+
+impl<'a> Host<'a> {
+    fn of(vm: &'a Tessera) -> Self {
+        Self { vm, state: 0x9e37_79b9_7f4a_7c15, next: 0, added: 0, resized: 0, removed: 0 }
+    }
+
+    /// A number below `limit`.
+    fn chance(&mut self, limit: u64) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % limit
+    }
+
+    fn partitions(&self) -> Result<Vec<Value>> {
+        let body = self.vm.api().get("vm.partitions")?.expect(200)?.body;
+        Ok(body.as_array().cloned().unwrap_or_default())
+    }
+
+    /// Makes a request that may be refused, for a state it does not fit or a partition that has
+    /// gone; says whether it was not.
+    fn ask(&self, call: &str, body: &Value, good: u16) -> Result<bool> {
+        let reply = self.vm.api().put_json(call, body)?;
+        ensure!([200, 204, 404, 409].contains(&reply.status), "{call} {body}: {reply:?}");
+        Ok(reply.status == good)
+    }
+
+    fn size(&mut self) -> u64 {
+        (1 + self.chance(LARGEST / (2 * MIB))) * 2 * MIB
+    }
+
+    fn add(&mut self) -> Result<()> {
+        let id = format!("fn-{}", self.next);
+        let release = if self.chance(4) == 0 { "manual" } else { "auto" };
+        let body = json!({"id": id, "size": self.size(), "cookie": self.next, "release": release});
+        self.next += 1;
+        self.added += u64::from(self.ask("vm.add-partition", &body, 200)?);
+        Ok(())
+    }
+
+    /// One thing that the host may do at any time.
+    fn act(&mut self) -> Result<()> {
+        let present = self.partitions()?;
+        if present.len() < MOST {
+            return self.add();
+        }
+        let choice = self.chance(present.len() as u64) as usize;
+        let id = present[choice]["id"].clone();
+        if self.chance(3) > 0 {
+            let body = json!({"id": id, "size": self.size()});
+            self.resized += u64::from(self.ask("vm.resize-partition", &body, 200)?);
+        } else {
+            let evacuate = self.chance(2) == 0;
+            let timeout = self.chance(50);
+            let body = json!({"id": id, "timeout_ms": timeout, "evacuate": evacuate});
+            self.removed += u64::from(self.ask("vm.remove-partition", &body, 200)?);
+        }
+        Ok(())
+    }
+
+    /// Removes all that is left: nobody uses it any more.
+    fn remove_all(&mut self) -> Result<()> {
+        for one in self.partitions()? {
+            let body = json!({"id": one["id"], "timeout_ms": 30_000});
+            ensure!(self.ask("vm.remove-partition", &body, 200)? || self.is_gone(&one)?, "{one}");
+        }
+        Ok(())
+    }
+
+    fn is_gone(&self, one: &Value) -> Result<bool> {
+        Ok(self.partitions()?.iter().all(|other| other["id"] != one["id"]))
+    }
+
+    fn counter(&self, name: &str) -> Result<u64> {
+        let counters = self.vm.api().get("vm.counters")?.expect(200)?.body;
+        counters["__partitions"][name].as_u64().with_context(|| format!("no counter {name}"))
+    }
+}
+
+/// A value of the guest's `/proc/meminfo`, in KiB.
+fn meminfo(vm: &Tessera, key: &str) -> Result<u64> {
+    Ok(vm.shell(&format!("sed -n 's/^{key}: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))?.parse()?)
+}
+
+#[test]
+fn functions_come_and_go_in_partitions_and_nothing_is_lost_or_left() -> Result<()> {
+    let vm = vm()?;
+    let before = meminfo(&vm, "MemAvailable")?;
+    let mut host = Host::of(&vm);
+    let seconds = seconds();
+    vm.shell(&format!("(stress {seconds} > /out 2>&1 &)"))?;
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        host.act()?;
+        let pause = host.chance(60);
+        thread::sleep(Duration::from_millis(pause));
+    }
+    let told = until("the agents to end", within(60), || {
+        let told = vm.shell("cat /out")?;
+        Ok(told.contains("stress lives").then_some(told))
+    })?;
+    println!("{told}");
+    let Host { added, resized, removed, .. } = host;
+    println!("host: added {added} resized {resized} removed {removed}");
+    assert!(!told.contains("FAIL") && told.contains("failures 0"), "{told}");
+    let lives = told.split("lives ").nth(1).and_then(|text| text.split(' ').next());
+    let lives: u64 = lives.context("no count of lives")?.parse()?;
+    assert!(lives >= seconds && added >= seconds, "too little was done: {told}");
+    let complaints = vm.shell(COMPLAINTS)?;
+    assert!(complaints.is_empty(), "{complaints}");
+    nothing_is_left(&mut host, before)?;
+    vm.power_off()
+}
+
+/// Each partition goes, the guest has what it had, and so has the host.
+fn nothing_is_left(host: &mut Host<'_>, available: u64) -> Result<()> {
+    host.remove_all()?;
+    until("all partitions to be gone", within(30), || {
+        Ok(host.partitions()?.is_empty().then_some(()))
+    })?;
+    let vm = host.vm;
+    assert_eq!(meminfo(vm, "PartitionTotal")?, 0);
+    assert_eq!(vm.api().get("vm.info")?.expect(200)?.body["memory_actual_size"], BOOT);
+    assert_eq!(host.counter("error")?, 0, "requests that no correct driver sends");
+    // Those that were withdrawn before the guest had them need none.
+    let requests = host.counter("part_release")?;
+    println!("{requests} requests for {} partitions", host.added);
+    // What describes the partitions' memory to the kernel stays: 1/64 of it.
+    let now = until("the guest to have its memory back", within(20), || {
+        let now = meminfo(vm, "MemAvailable")?;
+        Ok((now + (ROOM / 64 + SLACK) / 1024 > available).then_some(now))
+    })?;
+    println!("available: {available} KiB before, {now} KiB after");
+    let log = vm.log();
+    assert!(!log.contains("panicked"), "{log}");
+    Ok(())
+}
