@@ -28,7 +28,8 @@ pub struct PartitionReply {
     pub peak: u64,
     /// What the guest says its instance keeps in shared memory for lack of room.
     pub spilled: u64,
-    /// What the guest says it could not move out.
+    /// What the guest says it could not move out; of one that is a NUMA node, what was not back when
+    /// the patience of a removal was over.
     pub stuck: u64,
     /// Runs of blocks plugged since it was added.
     pub plugs: u64,

@@ -140,13 +140,18 @@ impl Instance {
     }
 
     fn slots<'a>(&'a self, machine: &'a Machine) -> Slots<'a> {
-        let Listeners { waiting, slots: table, .. } = &self.listeners;
+        let Listeners { waiting, slots: table, events } = &self.listeners;
         let slots = slots::devices(&self.spec);
         Slots {
             slots: slots.filter_map(|device| Some((device, machine.memory(&device.id)?))).collect(),
             table,
             waiting,
             host_free: self.host_free(machine),
+            events,
+            takes_node: Box::new(|memory| {
+                let numa = !slots::numa_off(&self.spec.payload.cmdline);
+                Some(memory.driver_takes_node()? && numa)
+            }),
         }
     }
 

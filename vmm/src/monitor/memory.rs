@@ -7,7 +7,7 @@ use devices::virtio::mem::{MemError, MemEvent, Observer};
 use memctl::{Bytes, HostError};
 
 use super::partitions::{self, Waiting};
-use super::slots::SlotTable;
+use super::slots::{Moved, SlotTable};
 use crate::api::{ApiError, ErrorKind, EventMonitor};
 use crate::machine::Machine;
 use crate::machine::spec::{Role, Spec};
@@ -116,10 +116,11 @@ impl Listeners {
         let Self { events, waiting, slots } = self.clone();
         let id = id.to_owned();
         Box::new(move |event| match (event, slot) {
-            (MemEvent::SharedPlugged { requested, plugged }, Some(slot)) => {
-                slots.moved(slot, (requested, plugged), &waiting, &events);
+            (MemEvent::SharedPlugged { requested, plugged, counters, freeing }, Some(slot)) => {
+                let moved = Moved { requested, plugged, counters, freeing };
+                slots.moved(slot, moved, &waiting, &events);
             }
-            (MemEvent::SharedPlugged { requested, plugged }, None) => {
+            (MemEvent::SharedPlugged { requested, plugged, .. }, None) => {
                 let name = if requested == plugged { "resized" } else { "resizing" };
                 let (requested, plugged) = (requested.as_u64(), plugged.as_u64());
                 let properties: [(&str, &dyn Display); 3] =

@@ -9,23 +9,45 @@
 //! The table is the monitor's: which partition is in which slot. It survives a reboot with the wishes
 //! in it, and a partition keeps its slot, so node numbers are stable. What is plugged, the devices
 //! tell; on their threads the table moves on. No device is called with its lock held.
+//!
+//! The guest says nothing about who uses a node. A removal makes it move what is left there, which
+//! takes its time and can fail; all that is seen of it here is memory that does not come back.
 
+use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use devices::virtio::mem::{MemHandle, PartitionView};
 use log::error;
 use memctl::{Bytes, Counters, Hints, PartitionId, PartitionName, PartitionState, Resize};
 
 use super::memory::refused;
-use super::partitions::{
-    Home, HostFree, Removal, Waiting, Wish, changed, gone, still_there, unknown,
-};
+use super::partitions::{Home, HostFree, Removal, Waiting, Wish, changed, gone, unknown};
 use crate::api::{ApiError, ErrorKind, EventMonitor, ExtentReply, PartitionReply, Reply};
 use crate::machine::spec::{MemDevice, Role, Spec};
 
 /// Which partition is in which slot.
 #[derive(Default)]
-pub(super) struct SlotTable(Mutex<Vec<Option<PartitionView>>>);
+pub(super) struct SlotTable(Mutex<Vec<Option<Held>>>);
+
+/// A slot that is taken.
+#[derive(Clone)]
+struct Held {
+    view: PartitionView,
+    /// The counters of its device when the partition came.
+    before: Counters,
+}
+
+/// What a slot's device tells when its memory comes or goes.
+#[derive(Clone, Copy)]
+pub(super) struct Moved {
+    pub(super) requested: Bytes,
+    pub(super) plugged: Bytes,
+    /// Since the device was made.
+    pub(super) counters: Counters,
+    /// How long the host took to free what came back with this.
+    pub(super) freeing: Duration,
+}
 
 /// The slots of one machine.
 pub(super) struct Slots<'a> {
@@ -34,6 +56,16 @@ pub(super) struct Slots<'a> {
     pub(super) table: &'a SlotTable,
     pub(super) waiting: &'a Waiting,
     pub(super) host_free: HostFree<'a>,
+    pub(super) events: &'a EventMonitor,
+    pub(super) takes_node: TakesNode<'a>,
+}
+
+/// Whether the guest makes a NUMA node of a slot's memory; `None` when its driver is not up.
+pub(super) type TakesNode<'a> = Box<dyn Fn(&MemHandle) -> Option<bool> + 'a>;
+
+/// Whether a guest's command line makes its kernel have no NUMA nodes.
+pub(super) fn numa_off(cmdline: &str) -> bool {
+    cmdline.split_ascii_whitespace().any(|word| ["numa=off", "acpi=off"].contains(&word))
 }
 
 /// The devices that are slots, in their order.
@@ -49,10 +81,11 @@ impl SlotTable {
 
     /// The same for a fresh machine: what is wanted has to be plugged again, the rest is gone.
     pub(super) fn renewed(&self) -> Self {
-        let wanted = |view: &PartitionView| {
-            let fresh = (view.requested != Bytes::ZERO).then(|| view.clone())?;
+        let wanted = |held: &Held| {
+            let fresh = (held.view.requested != Bytes::ZERO).then(|| held.view.clone())?;
             let (state, plugged) = (PartitionState::Requested, Bytes::ZERO);
-            Some(PartitionView { state, plugged, ..fresh })
+            let view = PartitionView { state, plugged, counters: Counters::default(), ..fresh };
+            Some(Held { view, before: Counters::default() })
         };
         let slots = self.lock().iter().map(|slot| slot.as_ref().and_then(wanted)).collect();
         Self(Mutex::new(slots))
@@ -63,22 +96,16 @@ impl SlotTable {
     pub(super) fn moved(
         &self,
         slot: usize,
-        (requested, plugged): (Bytes, Bytes),
+        moved: Moved,
         waiting: &Waiting,
         events: &EventMonitor,
     ) {
         let mut slots = self.lock();
         let Some(entry) = slots.get_mut(slot) else { return };
-        let Some(view) = entry else { return };
-        let from = view.state;
-        view.plugged = plugged;
-        view.peak = view.peak.max(plugged);
-        view.state = match (requested, plugged) {
-            (Bytes::ZERO, Bytes::ZERO) => PartitionState::Absent,
-            (wanted, has) if has < wanted => PartitionState::Requested,
-            _ => PartitionState::Plugged,
-        };
-        let now = view.clone();
+        let Some(held) = entry else { return };
+        let from = held.view.state;
+        held.take(&moved);
+        let now = held.view.clone();
         if now.state == PartitionState::Absent {
             *entry = None;
         }
@@ -90,47 +117,96 @@ impl SlotTable {
 
     fn find(&self, name: &PartitionName) -> Option<(usize, PartitionView)> {
         let slots = self.lock();
-        let mut held = slots.iter().enumerate();
-        held.find_map(|(slot, view)| Some((slot, view.clone().filter(|its| its.name == *name)?)))
+        let held = slots.iter().enumerate().filter_map(|(slot, held)| Some((slot, held.as_ref()?)));
+        let mut named = held.filter(|(_, held)| held.view.name == *name);
+        named.next().map(|(slot, held)| (slot, held.view.clone()))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<PartitionView>>> {
+    /// The guest of a new partition has been asked. `None` when it has begun already.
+    fn requested(&self, slot: usize) -> Option<PartitionView> {
+        let mut slots = self.lock();
+        let view = &mut slots.get_mut(slot)?.as_mut()?.view;
+        let first = view.state == PartitionState::Absent;
+        first.then(|| {
+            view.state = PartitionState::Requested;
+            view.clone()
+        })
+    }
+
+    /// The partition in a slot is not wanted, and the guest still has some of it: says how much.
+    /// `None` when that was known.
+    fn stuck(&self, slot: usize) -> Option<PartitionView> {
+        let mut slots = self.lock();
+        let view = &mut slots.get_mut(slot)?.as_mut()?.view;
+        let known = std::mem::replace(&mut view.hints.stuck, view.plugged);
+        (known != view.plugged).then(|| view.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Held>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn take(&mut self, moved: &Moved) {
+        let &Moved { requested, plugged, counters, freeing } = moved;
+        let Self { view, before } = self;
+        match view.plugged.checked_sub(plugged) {
+            // All that came back since something was last plugged is one release.
+            Some(back) if back != Bytes::ZERO => {
+                let all = view.last_released.as_u64() + back.as_u64();
+                view.last_released = Bytes::new(all);
+                view.last_release = Some(view.last_release.unwrap_or_default() + freeing);
+                view.hints.stuck = Bytes::ZERO;
+            }
+            Some(_) => {}
+            None => (view.last_released, view.last_release) = (Bytes::ZERO, None),
+        }
+        view.plugged = plugged;
+        view.peak = view.peak.max(plugged);
+        view.counters.plugs = counters.plugs.saturating_sub(before.plugs);
+        view.counters.unplugs = counters.unplugs.saturating_sub(before.unplugs);
+        view.state = match (requested, plugged) {
+            (Bytes::ZERO, Bytes::ZERO) => PartitionState::Absent,
+            (wanted, has) if has < wanted => PartitionState::Requested,
+            _ => PartitionState::Plugged,
+        };
     }
 }
 
 impl Home for Slots<'_> {
     fn add(&self, wish: Wish) -> Result<Reply, ApiError> {
-        let conflict = |text: String| Err(ApiError::new(ErrorKind::WrongState, text));
         let Wish { name, cookie, size, policy } = wish;
-        let slot = {
-            let mut slots = self.table.lock();
-            if slots.iter().flatten().any(|view| view.name == name) {
-                return conflict(format!("there is a partition {name} already"));
-            }
-            let Some(slot) = slots.iter().position(Option::is_none) else {
-                return conflict(format!("all {} slots are taken", slots.len()));
-            };
-            slots[slot] = Some(PartitionView {
-                id: PartitionId(slot as u32),
-                name: name.clone(),
-                cookie,
-                state: PartitionState::Requested,
-                requested: size,
-                plugged: Bytes::ZERO,
-                peak: Bytes::ZERO,
-                policy,
-                evacuate: false,
-                hints: Hints::default(),
-                last_release: None,
-                last_released: Bytes::ZERO,
-                counters: Counters::default(),
-            });
-            slot
+        if policy.prefault {
+            let text = "a slot can't be filled partition by partition; use memory.prefault";
+            return Err(ApiError::field("prefault", text));
+        }
+        let slot = self.free(&name)?;
+        self.usable(slot)?;
+        let (_, memory) = self.slots[slot];
+        let view = PartitionView {
+            id: PartitionId(slot as u32),
+            name: name.clone(),
+            cookie,
+            state: PartitionState::Absent,
+            requested: size,
+            plugged: Bytes::ZERO,
+            peak: Bytes::ZERO,
+            policy,
+            evacuate: false,
+            hints: Hints::default(),
+            last_release: None,
+            last_released: Bytes::ZERO,
+            counters: Counters::default(),
         };
+        let before = memory.look(|books| books.shared().counters);
+        self.table.lock()[slot] = Some(Held { view, before });
         if let Err(error) = self.want(slot, size) {
             self.table.lock()[slot] = None;
             return Err(error);
+        }
+        if let Some(now) = self.table.requested(slot) {
+            changed(&now, PartitionState::Absent, self.waiting, self.events);
         }
         self.shown(slot, &name)
     }
@@ -146,13 +222,23 @@ impl Home for Slots<'_> {
     fn remove(&self, removal: &Removal) -> Result<Reply, ApiError> {
         let name = &removal.name;
         let (slot, view) = self.table.find(name).ok_or_else(|| unknown(name))?;
+        let again = view.requested == Bytes::ZERO;
         let pending = self.waiting.add(removal);
         self.ask(slot, Bytes::ZERO, None)?;
+        if again && pending.is_some() {
+            let (_, memory) = self.slots[slot];
+            memory.remind();
+        }
         if let Some(pending) = pending {
             return Ok(Reply::Pending(pending));
         }
         match self.table.find(name) {
-            Some((_, left)) => Err(still_there(&left)),
+            Some((_, left)) => {
+                if again {
+                    self.tell_stuck(slot);
+                }
+                Err(self.not_back(slot, &left))
+            }
             None => Ok(gone(&view)),
         }
     }
@@ -172,18 +258,70 @@ impl Slots<'_> {
     /// The partitions that are in slots.
     pub(super) fn list(&self) -> Vec<PartitionReply> {
         let slots = self.table.lock().clone();
-        let shown = |(slot, view): (usize, Option<PartitionView>)| Some(self.reply(slot, &view?));
+        let shown = |(slot, held): (usize, Option<Held>)| Some(self.reply(slot, &held?.view));
         slots.into_iter().enumerate().filter_map(shown).collect()
     }
 
     /// Asks the guest of a fresh machine for what its last one was asked for.
     pub(super) fn renew(&self) {
         let wanted: Vec<_> = self.table.lock().iter().cloned().enumerate().collect();
-        for (slot, view) in wanted.into_iter().filter_map(|(slot, view)| Some((slot, view?))) {
-            if let Err(problem) = self.ask(slot, view.requested, None) {
-                error!("partition {} does not come back: {problem}", view.name);
+        for (slot, held) in wanted.into_iter().filter_map(|(slot, held)| Some((slot, held?))) {
+            if let Err(problem) = self.ask(slot, held.view.requested, None) {
+                error!("partition {} does not come back: {problem}", held.view.name);
             }
         }
+    }
+
+    /// A slot for a new partition called `name`.
+    fn free(&self, name: &PartitionName) -> Result<usize, ApiError> {
+        let conflict = |text: String| Err(ApiError::new(ErrorKind::WrongState, text));
+        let slots = self.table.lock();
+        if slots.iter().flatten().any(|held| held.view.name == *name) {
+            return conflict(format!("there is a partition {name} already"));
+        }
+        match slots.iter().position(Option::is_none) {
+            Some(slot) => Ok(slot),
+            None => conflict(format!("all {} slots are taken", slots.len())),
+        }
+    }
+
+    /// Whether the guest will make a node of what is plugged in a slot.
+    fn usable(&self, slot: usize) -> Result<(), ApiError> {
+        let (_, memory) = self.slots[slot];
+        let text = match (self.takes_node)(memory) {
+            Some(true) => return Ok(()),
+            Some(false) => {
+                "the guest's kernel has no NUMA nodes, and a partition in a slot is one: boot it \
+                 without numa=off, or one built with CONFIG_NUMA and CONFIG_ACPI_NUMA"
+            }
+            None => {
+                "the guest's driver for this memory is not up: its kernel has no virtio-mem, or has \
+                 not got that far"
+            }
+        };
+        Err(ApiError::new(ErrorKind::WrongState, text))
+    }
+
+    /// A removal was asked for again, or its patience is over, and the guest has not given it all.
+    fn tell_stuck(&self, slot: usize) {
+        let Some(view) = self.table.stuck(slot) else { return };
+        let (plugged, node) = (view.plugged.as_u64(), self.slots[slot].0.node.unwrap_or_default());
+        let properties: [(&str, &dyn Display); 3] =
+            [("id", &view.name), ("node", &node), ("plugged", &plugged)];
+        self.events.event("partition", "stuck", &properties);
+    }
+
+    /// Why a removal is not done yet.
+    fn not_back(&self, slot: usize, left: &PartitionView) -> ApiError {
+        let PartitionView { name, plugged, .. } = left;
+        let node = self.slots[slot].0.node.unwrap_or_default();
+        let text = format!(
+            "partition {name}: the guest has not given back {plugged} of node {node} yet; what is \
+             left there it must move first. In the guest, `tessera-function check {node}` tells what \
+             that is: a process of the function's, files that it read or wrote in memory, or \
+             processes that no cpuset keeps away"
+        );
+        ApiError::new(ErrorKind::WrongState, text)
     }
 
     /// Wants a slot to have `size`, which is not nothing.
@@ -200,8 +338,8 @@ impl Slots<'_> {
     fn ask(&self, slot: usize, size: Bytes, free: Option<Bytes>) -> Result<Resize, ApiError> {
         let (_, memory) = self.slots[slot];
         let wanted = memory.resize_shared(size, free).map_err(refused("size"))?;
-        if let Some(view) = &mut self.table.lock()[slot] {
-            view.requested = size;
+        if let Some(held) = &mut self.table.lock()[slot] {
+            held.view.requested = size;
         }
         Ok(wanted)
     }
@@ -240,6 +378,7 @@ mod tests {
         devices: Vec<MemDevice>,
         handles: Vec<MemHandle>,
         listeners: Listeners,
+        takes_node: Option<bool>,
     }
 
     impl Rig {
@@ -249,10 +388,10 @@ mod tests {
             let listeners = Listeners {
                 events: EventMonitor::default(),
                 waiting: Arc::default(),
-                slots: Arc::new(SlotTable(Mutex::new(vec![None; 2]))),
+                slots: Arc::new(SlotTable(Mutex::new(vec![None, None]))),
             };
             let handles = handles(&devices, |_| Box::new(|_| ()));
-            Self { devices, handles, listeners }
+            Self { devices, handles, listeners, takes_node: Some(true) }
         }
 
         /// The devices tell themselves what the guest has: nothing.
@@ -276,6 +415,8 @@ mod tests {
                 table: &self.listeners.slots,
                 waiting: &self.listeners.waiting,
                 host_free: Box::new(|_| None),
+                events: &self.listeners.events,
+                takes_node: Box::new(|_| self.takes_node),
             }
         }
 
@@ -283,7 +424,10 @@ mod tests {
         fn plugs(&self, slot: usize, mib: u64) {
             let requested = self.handles[slot].sizes().requested;
             let Listeners { events, waiting, slots } = &self.listeners;
-            slots.moved(slot, (requested, Bytes::mib(mib)), waiting, events);
+            let (plugged, freeing) = (Bytes::mib(mib), Duration::from_millis(1));
+            let counters = Counters { plugs: 3, unplugs: 2, ..Counters::default() };
+            let moved = Moved { requested, plugged, counters, freeing };
+            slots.moved(slot, moved, waiting, events);
         }
 
         fn states(&self) -> Vec<(String, PartitionState, u64)> {
@@ -355,13 +499,14 @@ mod tests {
         let Reply::Pending(pending) = rig.slots().remove(&removal("a", 60)).unwrap() else {
             panic!("not waited for")
         };
-        assert!(problem(rig.slots().remove(&removal("a", 0))).contains("partition a is plugged"));
         rig.plugs(0, 2);
         assert_eq!(rig.states().len(), 1);
         rig.plugs(0, 0);
         assert_eq!(rig.states(), []);
         let gone = shown(pending.wait(&Nobody));
         assert!(gone.state == PartitionState::Absent && gone.removal_us.is_some());
+        assert_eq!((gone.plugs, gone.unplugs, gone.peak), (3, 2, 128 << 20));
+        assert_eq!(gone.last_release_us, Some(2000), "twice a millisecond");
         assert_eq!(shown(rig.slots().add(wish("b", 2))).node, Some(1), "the slot is free again");
     }
 
@@ -380,6 +525,51 @@ mod tests {
         let name = "c".parse().unwrap();
         assert!(problem(slots.resize(&name, Bytes::mib(2))).contains("no partition c"));
         assert!(problem(slots.remove(&removal("c", 0))).contains("no partition c"));
+    }
+
+    #[test]
+    fn what_does_not_come_back_is_told_with_its_node_and_where_to_look() {
+        let rig = Rig::new();
+        rig.slots().add(wish("a", 2)).unwrap();
+        rig.slots().add(wish("b", 128)).unwrap();
+        rig.plugs(1, 128);
+        let stuck = || rig.slots().list()[1].stuck >> 20;
+        let text = problem(rig.slots().remove(&removal("b", 0)));
+        assert!(text.contains("has not given back 128 MiB of node 2"), "{text}");
+        assert!(text.contains("tessera-function check 2"), "{text}");
+        assert_eq!(stuck(), 0, "it was asked just now");
+        rig.plugs(1, 64);
+        // As when the client's patience is over.
+        rig.slots().remove(&removal("b", 0)).unwrap_err();
+        assert_eq!(stuck(), 64);
+        rig.plugs(1, 32);
+        assert_eq!(stuck(), 0, "it moves");
+    }
+
+    #[test]
+    fn a_guest_that_makes_no_node_is_a_conflict_that_says_what_to_do() {
+        for (takes_node, part) in [
+            (Some(false), "has no NUMA nodes, and a partition in a slot is one: boot it without"),
+            (None, "driver for this memory is not up"),
+        ] {
+            let rig = Rig { takes_node, ..Rig::new() };
+            let error = rig.slots().add(wish("a", 2)).unwrap_err();
+            assert!(error.kind == ErrorKind::WrongState && error.to_string().contains(part));
+            assert_eq!(rig.states(), []);
+        }
+    }
+
+    #[test]
+    fn a_command_line_can_leave_a_guest_without_nodes() {
+        assert!(numa_off("quiet numa=off") && numa_off("acpi=off\tquiet"));
+        assert!(!numa_off("quiet numa=offset fake.numa=off"));
+    }
+
+    #[test]
+    fn a_slot_is_not_filled_for_one_partition() {
+        let policy = Policy { prefault: true, keep: true };
+        let text = problem(Rig::new().slots().add(Wish { policy, ..wish("a", 2) }));
+        assert!(text.starts_with("prefault: ") && text.contains("memory.prefault"), "{text}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::counters::Counters;
 use super::event::Observer;
 use super::handle::MemHandle;
 use super::host::HostBlocks;
-use super::shared::Shared;
+use super::shared::{Negotiated, Shared};
 use super::worker::MemWorker;
 use crate::virtio::device::{Activation, ConfigSpace, VirtioDevice};
 use crate::virtio::worker::Worker;
@@ -86,11 +86,13 @@ impl VirtioDevice for Mem {
             let text = "the driver would touch unplugged memory; it needs Linux 5.16 or later";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
-        let mode = if activation.features & PARTITION == 0 { Mode::Plain } else { Mode::Channel };
+        let accepts = |feature| activation.features & feature != 0;
+        let mode = if accepts(PARTITION) { Mode::Channel } else { Mode::Plain };
+        let negotiated = Negotiated { mode, node: accepts(ACPI_PXM) };
         let Activation { queues, interrupt, .. } = activation;
         let queue = queues.into_iter().flatten().next();
         let shared = || Arc::clone(&self.shared);
-        let worker = queue.map(|queue| MemWorker::new(queue, interrupt, mode, shared()));
+        let worker = queue.map(|queue| MemWorker::new(queue, interrupt, negotiated, shared()));
         Ok(worker.map(|worker| Box::new(worker) as Box<dyn Worker>).into_iter().collect())
     }
 }

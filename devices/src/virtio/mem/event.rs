@@ -22,6 +22,10 @@ pub enum MemEvent {
         requested: Bytes,
         /// What it has.
         plugged: Bytes,
+        /// How it came and went, since the device was made.
+        counters: Counters,
+        /// How long the host took to free what was given back since the event before this one.
+        freeing: Duration,
     },
 }
 

@@ -113,6 +113,18 @@ impl MemHandle {
         self.shared.look(Partitioner::mode) == Mode::Channel
     }
 
+    /// Whether a driver is up that puts the memory into the device's NUMA node: any of a kernel with
+    /// NUMA does. `None` while no driver is up.
+    pub fn driver_takes_node(&self) -> Option<bool> {
+        self.shared.negotiated().map(|negotiated| negotiated.node)
+    }
+
+    /// Has the driver look again at what is wanted. Linux rests for 50 s and more after it could not
+    /// give something back, unless it is told of a change.
+    pub fn remind(&self) {
+        self.shared.interrupt();
+    }
+
     /// Wants the guest to have its bookkeeping ready for `size` from the start of the region, so
     /// that plugging there is quick (`part_prepare`). More than the region means all of it.
     ///

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use log::warn;
 use memctl::{Account, Answer, Change, Geometry, Mode, Partitioner, Watch};
@@ -21,14 +22,29 @@ use crate::sync::lock;
 use crate::virtio::device::ConfigSpace;
 use crate::virtio::queue::Interrupt;
 
+/// A driver that is up.
+struct Driver {
+    interrupt: Interrupt,
+    negotiated: Negotiated,
+}
+
+/// What a driver has accepted of what the device offers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Negotiated {
+    /// How it talks to the device.
+    pub(super) mode: Mode,
+    /// It puts the memory into the device's NUMA node.
+    pub(super) node: bool,
+}
+
 /// One device's state, from its making to its end: a device reset leaves it alone (virtio 1.3,
-/// 5.15.6). Lock order: `books`, then the configuration space's own; `interrupt` alone.
+/// 5.15.6). Lock order: `books`, then the configuration space's own; `driver` alone.
 pub(super) struct Shared {
     books: Mutex<Books>,
     geometry: Geometry,
     config: Arc<ConfigSpace>,
     /// While the driver is up.
-    interrupt: Mutex<Option<Interrupt>>,
+    driver: Mutex<Option<Driver>>,
     observer: Observer,
     counters: Arc<Counters>,
 }
@@ -48,7 +64,7 @@ impl Shared {
             books: Mutex::new(books),
             geometry,
             config: Arc::new(config),
-            interrupt: Mutex::default(),
+            driver: Mutex::default(),
             observer,
             counters: Arc::default(),
         }
@@ -67,15 +83,20 @@ impl Shared {
         &self.counters
     }
 
-    /// The driver is up, and talks to the device as `mode` says.
-    pub(super) fn driver_up(&self, interrupt: Interrupt, mode: Mode) {
-        *lock(&self.interrupt) = Some(interrupt);
-        self.set_mode(mode);
+    /// The driver is up.
+    pub(super) fn driver_up(&self, interrupt: Interrupt, negotiated: Negotiated) {
+        *lock(&self.driver) = Some(Driver { interrupt, negotiated });
+        self.set_mode(negotiated.mode);
+    }
+
+    /// What the driver has negotiated; `None` while there is none.
+    pub(super) fn negotiated(&self) -> Option<Negotiated> {
+        lock(&self.driver).as_ref().map(|driver| driver.negotiated)
     }
 
     /// The driver is gone: no interrupt is due until the next one is up.
     pub(super) fn driver_gone(&self) {
-        *lock(&self.interrupt) = None;
+        *lock(&self.driver) = None;
         self.set_mode(Mode::Plain);
     }
 
@@ -111,16 +132,23 @@ impl Shared {
         let shared = *books.partitioner.shared();
         if shared.requested != asked && shared.requested == shared.plugged {
             // Reached without the guest's doing: it will not be heard of again.
-            self.push_shared(&mut events, &shared);
+            self.push_shared(&mut events, &shared, Duration::ZERO);
         }
         let interrupts = self.publish(&books.partitioner, &before);
         drop(books);
         self.report(&mut events);
-        let interrupt = lock(&self.interrupt).clone();
-        if let Some(interrupt) = interrupt.filter(|_| interrupts) {
-            interrupt.config_changed();
+        if interrupts {
+            self.interrupt();
         }
         result
+    }
+
+    /// Tells the driver, where one is up, to look at the configuration space.
+    pub(super) fn interrupt(&self) {
+        let interrupt = lock(&self.driver).as_ref().map(|driver| driver.interrupt.clone());
+        if let Some(interrupt) = interrupt {
+            interrupt.config_changed();
+        }
     }
 
     /// A request of the guest's: the answer, which the caller delivers with `record` if it says so,
@@ -141,7 +169,8 @@ impl Shared {
         let outcome = books.carry_out(request, &mut traces);
         let shared = *books.partitioner.shared();
         if shared.plugged != had {
-            self.push_shared(events, &shared);
+            let freed = shared.last_release.filter(|_| shared.plugged < had);
+            self.push_shared(events, &shared, freed.unwrap_or_default());
         }
         self.publish(&books.partitioner, &before);
         drop(books);
@@ -185,14 +214,18 @@ impl Shared {
         now.interrupts_after(before)
     }
 
-    /// The last of several events on shared memory says it all.
-    fn push_shared(&self, events: &mut Vec<MemEvent>, shared: &Account) {
-        let (requested, plugged) =
-            (self.geometry.bytes(shared.requested), self.geometry.bytes(shared.plugged));
-        if matches!(events.last(), Some(MemEvent::SharedPlugged { .. })) {
+    /// The last of several events on shared memory says it all. `freeing` is new to it.
+    fn push_shared(&self, events: &mut Vec<MemEvent>, shared: &Account, mut freeing: Duration) {
+        if let Some(&MemEvent::SharedPlugged { freeing: before, .. }) = events.last() {
+            freeing += before;
             events.pop();
         }
-        events.push(MemEvent::SharedPlugged { requested, plugged });
+        events.push(MemEvent::SharedPlugged {
+            requested: self.geometry.bytes(shared.requested),
+            plugged: self.geometry.bytes(shared.plugged),
+            counters: shared.counters,
+            freeing,
+        });
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use memctl::{Answer, Mode};
+use memctl::Answer;
 
 use super::event::MemEvent;
 use super::record::Record;
 use super::reply::Response;
 use super::request::{MAX_DESCRIPTORS, Received, receive};
-use super::shared::Shared;
+use super::shared::{Negotiated, Shared};
 use crate::guest_memory::GuestMemory;
 use crate::virtio::queue::{Chain, Interrupt, VirtQueue};
 use crate::virtio::worker::Worker;
@@ -24,15 +24,15 @@ pub(super) struct MemWorker {
 }
 
 impl MemWorker {
-    /// Serves `queue`, whose driver has negotiated `mode`; `interrupt` is for configuration changes,
+    /// Serves `queue`, whose driver has negotiated that; `interrupt` is for configuration changes,
     /// from now until the worker is dropped.
     pub(super) fn new(
         queue: VirtQueue,
         interrupt: Interrupt,
-        mode: Mode,
+        negotiated: Negotiated,
         shared: Arc<Shared>,
     ) -> Self {
-        shared.driver_up(interrupt, mode);
+        shared.driver_up(interrupt, negotiated);
         // One for each request of a full ring, so that none of them allocates.
         let events = Vec::with_capacity(MAX_DESCRIPTORS);
         Self { queue, shared, record: Record::new(), events }

@@ -1,5 +1,7 @@
 //! The device from the machine's side.
 
+use std::time::Duration;
+
 use memctl::{Cookie, HostError, PartitionId, PartitionState, Policy, Removal, Resize};
 
 use super::super::{BlockView, MemError, PartitionView};
@@ -15,8 +17,14 @@ fn add(rig: &Rig, name: &str, blocks: u64) -> Result<PartitionView, MemError> {
     )
 }
 
-fn shared(requested: u64, plugged: u64) -> MemEvent {
-    MemEvent::SharedPlugged { requested: size(requested), plugged: size(plugged) }
+/// The events so far, all of which are on shared memory, as wanted and plugged blocks.
+fn shared(rig: &Rig) -> Vec<(u64, u64)> {
+    let blocks = |size: Size| size.as_u64() / BLOCK;
+    let sizes = |event| match event {
+        MemEvent::SharedPlugged { requested, plugged, .. } => (blocks(requested), blocks(plugged)),
+        other @ MemEvent::PartitionChanged { .. } => panic!("{other:?}"),
+    };
+    rig.events().into_iter().map(sizes).collect()
 }
 
 /// State changes so far, as names and states.
@@ -89,7 +97,7 @@ fn shared_memory_that_moves_is_told_with_the_sizes_of_the_moment() {
     rig.plug(0, 6);
     rig.plug(6, 2);
     rig.unplug(0, 1);
-    assert_eq!(rig.events(), [shared(8, 6), shared(8, 8), shared(8, 7)]);
+    assert_eq!(shared(&rig), [(8, 6), (8, 8), (8, 7)]);
     rig.plug(0, 65535);
     rig.state(0, 1);
     assert_eq!(rig.events(), []);
@@ -101,7 +109,7 @@ fn a_wish_for_what_the_guest_has_already_is_reached_at_once() {
     rig.plug(0, 4);
     rig.events();
     rig.handle.resize_shared(size(4), None).unwrap();
-    assert_eq!(rig.events(), [shared(4, 4)]);
+    assert_eq!(shared(&rig), [(4, 4)]);
 }
 
 #[test]
@@ -114,8 +122,57 @@ fn requests_served_together_make_one_event_on_shared_memory() {
         testing_chain(&rig, 2 * at, chain);
     }
     rig.kick();
-    assert_eq!((rig.answered(), rig.events()), (3, vec![shared(8, 3)]));
+    assert_eq!((rig.answered(), shared(&rig)), (3, vec![(8, 3)]));
     assert_eq!(rig.interrupts.used.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn shared_memory_that_comes_back_is_told_with_the_time_that_freeing_took() {
+    let mut rig = Rig::wanting(8);
+    rig.plug(0, 8);
+    let told = |rig: &Rig| match rig.events().pop() {
+        Some(MemEvent::SharedPlugged { freeing, counters, .. }) => {
+            (freeing, counters.plugs, counters.unplugs)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&rig), (Duration::ZERO, 1, 0));
+    let time = Duration::from_millis(2);
+    rig.host().hook = Box::new(move || std::thread::sleep(time));
+    // Two requests that are served together: both times count.
+    for at in 0..2u16 {
+        let place = REQUEST + 32 * u64::from(at);
+        rig.write(place, &request(UNPLUG, BASE + u64::from(at) * BLOCK, 1));
+        let chain = [readable(place, 24), writable(REPLY + 16 * u64::from(at), 10)];
+        testing_chain(&rig, 2 * at, chain);
+    }
+    rig.kick();
+    let (freeing, plugs, unplugs) = told(&rig);
+    assert!(freeing >= 2 * time && (plugs, unplugs) == (1, 2), "{freeing:?} {plugs} {unplugs}");
+    rig.host().hook = Box::new(|| ());
+    rig.handle.resize_shared(size(6), None).unwrap();
+    assert_eq!(told(&rig), (Duration::ZERO, 1, 2), "a wish frees nothing");
+}
+
+#[test]
+fn whether_the_driver_puts_the_memory_into_its_node_is_known_while_it_is_up() {
+    let mut rig = Rig::new(layout(16), Some(3));
+    assert_eq!(rig.handle.driver_takes_node(), Some(false));
+    rig.reset();
+    assert_eq!(rig.handle.driver_takes_node(), None);
+    rig.worker = rig.try_activate(F_UNPLUGGED_INACCESSIBLE | F_ACPI_PXM).unwrap().pop();
+    assert_eq!(rig.handle.driver_takes_node(), Some(true));
+}
+
+#[test]
+fn a_reminder_is_an_interrupt_for_a_driver_that_is_up() {
+    let mut rig = Rig::wanting(8);
+    let before = rig.config_interrupts();
+    rig.handle.remind();
+    assert_eq!(rig.config_interrupts(), before + 1);
+    rig.reset();
+    rig.handle.remind();
+    assert_eq!(rig.config_interrupts(), before + 1);
 }
 
 /// A chain of two in the descriptors from `at` on.
