@@ -31,6 +31,7 @@ mod image;
 mod output;
 mod patience;
 mod process;
+mod stock;
 mod tessera;
 
 /// What a test returns; any error fails it.
@@ -43,4 +44,5 @@ pub use http::{Api, Connection, Reply};
 pub use image::{Image, random_bytes};
 pub use patience::{until, within};
 pub use process::{HugePages, Mapping, Process};
+pub use stock::Stock;
 pub use tessera::{Ended, Tessera, Vm, run};

@@ -1,71 +1,60 @@
-//! Partitions of a guest without our kernel patches: each is a NUMA node of its own.
+//! Partitions that are a NUMA node each, in our small guest, whose kernel would have the channel:
+//! the API is the same, and so are its refusals. What users do in a stock guest is in `stock.rs`.
 
-use guest_tests::{Artefact, Config, Image, Result, Tessera, Vm, until, within};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use guest_tests::{Artefact, Config, GIB, MIB, Result, Stock, run, until, within};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-const MIB: u64 = 1 << 20;
 const SLOT: u64 = 256 * MIB;
+const WORDS: &str = "memhp_default_state=online_movable";
 
-/// From the monitor's start to a login; systemd takes its time.
-const PATIENCE: u32 = 400;
-
-/// A guest with two slots, whose shell keeps to node 0.
-fn vm() -> Result<Tessera> {
-    let config = Config::vmlinux()?
-        .memory(256 * MIB)
-        .with_programs()?
-        .set("memory.partitions", json!({"mode": "numa", "slots": 2, "slot_size": SLOT}))
-        .cmdline("memhp_default_state=online_movable");
-    let vm = Vm::from(config).boot()?;
-    vm.shell(
-        "mkdir /cg; mount -t cgroup2 cg /cg; echo +cpuset > /cg/cgroup.subtree_control; \
-         mkdir /cg/sys; echo 0 > /cg/sys/cpuset.mems; echo $$ > /cg/sys/cgroup.procs",
-    )?;
-    Ok(vm)
+/// A guest of 256 MiB with so many slots.
+fn vm_with(slots: u64, words: &str) -> Result<Stock> {
+    let partitions = json!({"mode": "numa", "slots": slots, "slot_size": SLOT});
+    Stock::ours(&json!({"size": 256 * MIB, "partitions": partitions}), &format!("{WORDS} {words}"))
 }
 
-fn partitions(vm: &Tessera) -> Result<Vec<Value>> {
-    let body = vm.api().get("vm.partitions")?.expect(200)?.body;
-    Ok(body.as_array().cloned().unwrap_or_default())
+fn vm() -> Result<Stock> {
+    vm_with(2, "")
 }
 
-/// Waits until the guest has all of each partition.
-fn plugged(vm: &Tessera) -> Result<()> {
-    until("the guest to plug the slots", within(60), || {
-        let all = partitions(vm)?.iter().all(|one| one["state"] == "plugged");
-        Ok(all.then_some(()))
-    })
+/// Adds a partition, waits until the guest has it, and returns its node.
+fn add(vm: &Stock, id: &str) -> Result<u64> {
+    let node = vm.add(id, SLOT)?;
+    vm.plugged()?;
+    Ok(node)
 }
 
-/// Adds a partition and returns its node.
-fn add(vm: &Tessera, id: &str) -> Result<u64> {
-    let body = json!({"id": id, "size": SLOT, "cookie": 7});
-    let added = vm.api().put_json("vm.add-partition", &body)?.expect(200)?.body;
-    assert_eq!((&added["id"], &added["size"]), (&json!(id), &json!(SLOT)));
-    plugged(vm)?;
-    Ok(added["node"].as_u64().unwrap_or_default())
-}
-
-fn migrated(vm: &Tessera) -> Result<u64> {
-    Ok(vm.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
-}
-
-/// Linux puts plugged memory online a moment later. Until then a control group that is to have it
-/// alone has its parent's.
-fn wait_for(group: &str, node: u64) -> String {
-    format!("until [ \"$(cat {group}/cpuset.mems.effective)\" = {node} ]; do sleep 0.1; done;")
-}
-
-/// Starts a process that fills 200 MiB of a node, and waits until it has. Its output goes through a
-/// pipe: a file that it wrote would lie on its node, and would have to move.
-fn start(vm: &Tessera, node: u64) -> Result<()> {
-    let wait = wait_for(&format!("/cg/fn{node}0"), node);
+/// Starts a process that fills so many MiB of a node, and waits until it has. Its output goes
+/// through a pipe: a file that it wrote would lie on its node, and would have to move. Linux puts
+/// plugged memory online a moment later; until then a control group that is to have it alone has
+/// its parent's.
+fn start(vm: &Stock, node: u64, mib: u64) -> Result<()> {
+    let base = format!("/sys/fs/cgroup/functions/fn{node}");
     vm.shell(&format!(
-        "mkdir -p /cg/fn{node}0; echo {node} > /cg/fn{node}0/cpuset.mems; {wait} rm -f /out{node}; \
-         hog 1 200 cgroup=/cg/fn{node} 2>&1 | cat > /out{node} & \
+        "mkdir -p {base}0; echo {node} > {base}0/cpuset.mems; \
+         until [ \"$(cat {base}0/cpuset.mems.effective)\" = {node} ]; do sleep 0.1; done; \
+         rm -f /out{node}; hog 1 {mib} cgroup={base} 2>&1 | cat > /out{node} & \
          while ! grep -q ready /out{node}; do sleep 0.1; done"
     ))?;
     Ok(())
+}
+
+fn kill(vm: &Stock) -> Result<()> {
+    vm.shell("killall -9 hog; while pidof hog; do sleep 0.1; done").map(drop)
+}
+
+/// The sum of a counter over all devices of slots.
+fn counter(vm: &Stock, name: &str) -> Result<u64> {
+    let counters = vm.api().get("vm.counters")?.expect(200)?.body;
+    let devices = counters.as_object().context("no counters")?.iter();
+    let slots = devices.filter(|(id, _)| id.starts_with("__slot"));
+    Ok(slots.filter_map(|(_, counters)| counters[name].as_u64()).sum())
 }
 
 #[test]
@@ -78,26 +67,22 @@ fn functions_come_and_go_in_nodes_of_their_own_and_next_to_nothing_is_migrated()
         let text = full.expect(409)?.body.to_string();
         assert!(text.contains("all 2 slots are taken"), "{text}");
         for node in nodes {
-            start(&vm, node)?;
-            let meminfo = format!("/sys/devices/system/node/node{node}/meminfo");
-            let used =
-                vm.shell(&format!("sed -n 's/.*AnonPages: *\\([0-9]*\\) kB/\\1/p' {meminfo}"))?;
-            assert!(used.trim().parse::<u64>()? > 190 << 10, "{used} KiB on node {node}");
+            start(&vm, node, 200)?;
+            let used = vm.on_node(node, "AnonPages")?;
+            assert!(used > 190 << 10, "{used} KiB on node {node}");
         }
-        let before = migrated(&vm)?;
-        vm.shell("killall -9 hog; while pidof hog; do sleep 0.1; done")?;
+        let before = vm.migrated()?;
+        kill(&vm)?;
         for id in ["fn-a", "fn-b"] {
-            let body = json!({"id": id, "timeout_ms": 60_000});
-            let gone = vm.api().put_json("vm.remove-partition", &body)?.expect(200)?.body;
-            assert_eq!((&gone["state"], &gone["plugged"]), (&json!("absent"), &json!(0)));
+            let gone = vm.remove(id)?;
             println!("round {round}: {id} was back after {} us", gone["removal_us"]);
         }
-        // Linux counts as migrated what it finds freed, of the last batches of either function, and a
-        // few pages of files are there after all. The functions had 100,000.
-        let moved = migrated(&vm)? - before;
+        // These functions joined a cpuset of their node alone, so Linux moved there what they had
+        // brought from node 0, and a few pages of their program are moved back.
+        let moved = vm.migrated()? - before;
         println!("round {round}: {moved} pages migrated");
         assert!(moved < 64, "{moved} pages");
-        assert_eq!(partitions(&vm)?, Vec::<Value>::new());
+        assert_eq!(vm.partitions()?, Vec::<Value>::new());
         let info = vm.api().get("vm.info")?.expect(200)?.body;
         assert_eq!(info["memory_actual_size"], 256 * MIB);
     }
@@ -109,12 +94,11 @@ fn a_reboot_asks_for_the_same_partitions_in_the_same_nodes() -> Result<()> {
     let vm = vm()?;
     add(&vm, "fn-a")?;
     assert_eq!(add(&vm, "fn-b")?, 2);
-    let gone = json!({"id": "fn-a", "timeout_ms": 60_000});
-    vm.api().put_json("vm.remove-partition", &gone)?.expect(200)?;
+    vm.remove("fn-a")?;
     vm.console().send("reboot -f\n")?;
     vm.console().wait_for_shell()?;
-    plugged(&vm)?;
-    let list = partitions(&vm)?;
+    vm.plugged()?;
+    let list = vm.partitions()?;
     assert_eq!(list.len(), 1);
     assert_eq!((&list[0]["id"], &list[0]["node"]), (&json!("fn-b"), &json!(2)));
     let missing = json!({"id": "fn-a"});
@@ -123,41 +107,169 @@ fn a_reboot_asks_for_the_same_partitions_in_the_same_nodes() -> Result<()> {
 }
 
 #[test]
-fn debians_own_kernel_gives_a_function_back() -> Result<()> {
-    let image = Image::copy_of(&Artefact::DebianImage.path()?)?;
-    // Its kernel has no channel, so auto means slots.
-    let partitions = json!({"mode": "auto", "size": 1024 * MIB, "slots": 2, "slot_size": SLOT});
-    let config = Config::debian(&image.path())?
-        .set("memory.partitions", partitions)
-        .cmdline("quiet memhp_default_state=online_movable");
-    let vm = Vm::from(config).prompt("root@tessera:~# ").boot()?;
-    vm.console().wait_for_within("tessera login: root (automatic login)", within(PATIENCE))?;
-    vm.shell(
-        "cd /sys/fs/cgroup; echo +cpuset > cgroup.subtree_control; \
-         for slice in *.slice init.scope; do echo 0 > $slice/cpuset.mems; done; mkdir fn; cd",
+fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()> {
+    let folder = TempDir::new()?;
+    let events = folder.path().join("events");
+    let vm = Stock::ours_with_events(
+        &json!({"size": 256 * MIB, "partitions": {"mode": "numa", "slots": 2, "slot_size": SLOT}}),
+        WORDS,
+        &events,
     )?;
-    let group = "/sys/fs/cgroup/fn";
-    for round in 0..3 {
-        let node = add(&vm, "fn-a")?;
-        let wait = wait_for(group, node);
-        // Perl makes its string twice: 200 MiB.
-        vm.shell(&format!(
-            "echo {node} > {group}/cpuset.mems; {wait} (echo $BASHPID > {group}/cgroup.procs; \
-             exec perl -e '$x = q(x) x (100 << 20); sleep 1000') & sleep 1"
-        ))?;
-        let meminfo = format!("/sys/devices/system/node/node{node}/meminfo");
-        until("the function to fill its node", within(30), || {
-            let kib =
-                vm.shell(&format!("sed -n 's/.*AnonPages: *\\([0-9]*\\) kB/\\1/p' {meminfo}"))?;
-            Ok((kib.trim().parse::<u64>()? > 190 << 10).then_some(()))
-        })?;
-        let before = migrated(&vm)?;
-        vm.shell(&format!("echo 1 > {group}/cgroup.kill; wait"))?;
-        let body = json!({"id": "fn-a", "timeout_ms": 60_000});
-        let gone = vm.api().put_json("vm.remove-partition", &body)?.expect(200)?.body;
-        let moved = migrated(&vm)? - before;
-        println!("round {round}: back after {} us, {moved} pages migrated", gone["removal_us"]);
-        assert!(moved < 64, "{moved} pages");
-    }
+    let memctl = |arguments: &str| -> Result<String> {
+        let mut command = Command::new(Artefact::Memctl.path()?);
+        command.arg("--api-socket").arg(vm.socket()).args(arguments.split(' '));
+        let output = command.output().context("cannot start memctl")?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    memctl("add fn-a --size 128M")?;
+    vm.plugged()?;
+    memctl("resize fn-a --size 256M")?;
+    vm.plugged()?;
+    let list = memctl("ls")?;
+    let row = list.lines().find(|line| line.starts_with("fn-a")).context("no row")?;
+    let words: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(words[1..6], ["plugged", "256", "MiB", "256", "MiB"], "{list}");
+    let one = vm.partitions()?.remove(0);
+    assert_eq!((&one["node"], &one["size"], &one["peak"]), (&json!(1), &json!(SLOT), &json!(SLOT)));
+    assert!(one["plugs"].as_u64() > Some(0) && one["unplugs"] == 0, "{one}");
+    assert_eq!(one["extents"][0]["size"], SLOT);
+    assert_eq!(counter(&vm, "plugged_bytes")?, SLOT);
+
+    let told = memctl("rm fn-a")?;
+    assert!(told.contains("fn-a"), "{told}");
+    assert_eq!(counter(&vm, "unplugged_bytes")?, SLOT);
+    let text = fs::read_to_string(events)?;
+    let all = serde_json::Deserializer::from_str(&text).into_iter::<Value>().flatten();
+    let of_partition = all.filter(|event| event["source"] == "partition");
+    let steps: Vec<_> = of_partition.map(|event| event["properties"].clone()).collect();
+    let states: Vec<_> = steps.iter().filter_map(|step| step["state"].as_str()).collect();
+    let expected = ["requested", "plugged", "requested", "plugged", "absent"];
+    assert_eq!(states, expected, "{text}");
+    let released = steps.last().context("no event")?;
+    assert_eq!(released["released"], SLOT.to_string(), "{released}");
+    let host: u64 = released["release_us"].as_str().context("no time")?.parse()?;
+    assert!(host > 0 && host <= counter(&vm, "release_us_total")? + 1, "{host} us");
+    vm.power_off()
+}
+
+#[test]
+fn what_the_guest_can_not_give_back_is_told_and_comes_when_it_can() -> Result<()> {
+    let vm = vm()?;
+    assert_eq!(add(&vm, "fn-a")?, 1);
+    // Node 0 has no room for that.
+    start(&vm, 1, 240)?;
+    let remove = |timeout: u64| json!({"id": "fn-a", "timeout_ms": timeout});
+    let text = vm.api().put_json("vm.remove-partition", &remove(3000))?.expect(409)?.body;
+    let text = text.to_string();
+    assert!(text.contains("has not given back") && text.contains("of node 1"), "{text}");
+    assert!(text.contains("tessera-function check 1"), "{text}");
+    let left = vm.partitions()?.remove(0);
+    assert_eq!((&left["state"], &left["size"]), (&json!("plugged"), &json!(0)), "{left}");
+    assert!(left["stuck"].as_u64() > Some(0) && left["stuck"] == left["plugged"], "{left}");
+    kill(&vm)?;
+    // Linux rests for most of a minute after it failed; asking again ends that.
+    let begin = Instant::now();
+    vm.remove("fn-a")?;
+    let took = begin.elapsed();
+    assert!(took < within(20), "{took:?}");
+    vm.power_off()
+}
+
+#[test]
+fn a_guest_that_makes_no_nodes_is_a_conflict_that_says_what_to_do() -> Result<()> {
+    let vm = vm_with(2, "numa=off")?;
+    let add = || vm.api().put_json("vm.add-partition", &json!({"id": "fn-a", "size": SLOT}));
+    let text = add()?.expect(409)?.body.to_string();
+    assert!(text.contains("has no NUMA nodes") && text.contains("numa=off"), "{text}");
+    let run = "tessera-function run fn-a 1 128 true";
+    let (status, told) = vm.console().status_of(&format!("{run} 2>&1"))?;
+    assert_eq!(status, 1, "{told}");
+    assert!(told.contains("there can be no node 1"), "{told}");
+
+    let driver = "/sys/bus/virtio/drivers/virtio_mem";
+    vm.shell(&format!("cd {driver}; for device in virtio*; do echo $device > unbind; done; cd /"))?;
+    let text = add()?.expect(409)?.body.to_string();
+    assert!(text.contains("driver for this memory is not up"), "{text}");
+    assert_eq!(vm.partitions()?, Vec::<Value>::new());
+    vm.power_off()
+}
+
+#[test]
+fn more_than_sixteen_slots_are_refused_before_anything_is_started() -> Result<()> {
+    let folder = TempDir::new()?;
+    let file = folder.path().join("vm.json");
+    let partitions = json!({"mode": "numa", "slots": 17, "slot_size": SLOT});
+    Config::vmlinux()?.set("memory.partitions", partitions).write_to(&file)?;
+    let ended = run(["--config".into(), file.into_os_string()])?;
+    assert_eq!(ended.status, 1);
+    let problem = "memory.partitions.slots: 17 is out of range; use 1 to 16";
+    assert!(ended.error.contains(problem), "{}", ended.error);
     Ok(())
+}
+
+/// What a guest with so many slots takes.
+struct Cost {
+    boot: Duration,
+    /// KiB that the guest can't use.
+    guest: u64,
+    /// KiB that the monitor has, without the guest's memory.
+    host: u64,
+}
+
+impl Cost {
+    fn of(slots: u64) -> Result<Self> {
+        let begin = Instant::now();
+        let memory = match slots {
+            0 => json!({"size": 256 * MIB}),
+            _ => {
+                let partitions = json!({"mode": "numa", "slots": slots, "slot_size": GIB});
+                json!({"size": 256 * MIB, "partitions": partitions})
+            }
+        };
+        let vm = Stock::ours(&memory, WORDS)?;
+        let boot = begin.elapsed();
+        let free = vm.shell("sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
+        let mappings = vm.process().mappings()?;
+        // Its memory is the largest mapping.
+        let ram = mappings.iter().map(|mapping| mapping.resident).max().unwrap_or_default();
+        let all: u64 = mappings.iter().map(|mapping| mapping.resident).sum();
+        vm.power_off()?;
+        Ok(Self { boot, guest: (256 << 10) - free.parse::<u64>()?, host: (all - ram) >> 10 })
+    }
+}
+
+#[test]
+fn sixteen_slots_of_a_gibibyte_cost_little_until_they_are_used() -> Result<()> {
+    let (none, all) = (Cost::of(0)?, Cost::of(16)?);
+    for (Cost { boot, guest, host }, slots) in [(&none, 0), (&all, 16)] {
+        println!("{slots} slots: up after {boot:?}, {guest} KiB of the guest, {host} of the host");
+    }
+    // A device, its thread and its node each.
+    assert!(all.guest < none.guest + 16 * 1024, "a mebibyte of the guest's each");
+    assert!(all.host < none.host + 16 * 256, "256 KiB of the host's each");
+    assert!(all.boot < none.boot * 3, "{:?} and {:?}", all.boot, none.boot);
+    Ok(())
+}
+
+/// A slot takes a while to come up; until then its function waits.
+#[test]
+fn a_function_waits_for_its_node_and_says_when_it_does_not_come() -> Result<()> {
+    let vm = vm()?;
+    vm.shell(
+        "sed 's/^patience=60/patience=2/' /bin/tessera-function > /bin/hasty; chmod +x /bin/hasty",
+    )?;
+    let (status, told) = vm.console().status_of("hasty run fn-a 1 256 true 2>&1")?;
+    assert_eq!(status, 1, "{told}");
+    assert!(told.contains("node 1 has 0 of 256 MiB after 2 s; is it added?"), "{told}");
+    vm.shell("(tessera-function run fn-a 1 256 true > /told 2>&1; echo status $? >> /told) &")?;
+    vm.add("fn-a", SLOT)?;
+    // There is neither numactl nor perl here to bind it with; that is how far it comes.
+    until("the function to end", within(60), || {
+        Ok(vm.shell("grep status /told || true")?.contains("status").then_some(()))
+    })?;
+    let told = vm.shell("cat /told")?;
+    assert!(told.contains("perl") && told.contains("status 127"), "{told}");
+    assert_eq!(vm.shell("ls -d /sys/fs/cgroup/functions/* | grep -c fn- || true")?, "0");
+    vm.power_off()
 }
