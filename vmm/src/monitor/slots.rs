@@ -166,9 +166,11 @@ impl Held {
         view.peak = view.peak.max(plugged);
         view.counters.plugs = counters.plugs.saturating_sub(before.plugs);
         view.counters.unplugs = counters.unplugs.saturating_sub(before.unplugs);
+        let new = view.state != PartitionState::Plugged;
         view.state = match (requested, plugged) {
             (Bytes::ZERO, Bytes::ZERO) => PartitionState::Absent,
-            (wanted, has) if has < wanted => PartitionState::Requested,
+            (_, Bytes::ZERO) => PartitionState::Requested,
+            (wanted, has) if new && has < wanted => PartitionState::Requested,
             _ => PartitionState::Plugged,
         };
     }
@@ -495,6 +497,11 @@ mod tests {
         assert_eq!(rig.states(), [("a".into(), PartitionState::Requested, 64)]);
         rig.plugs(0, 128);
         assert_eq!(rig.states(), [("a".into(), PartitionState::Plugged, 128)]);
+        rig.slots().resize(&"a".parse().unwrap(), Bytes::mib(256)).unwrap();
+        rig.plugs(0, 192);
+        assert_eq!(rig.states(), [("a".into(), PartitionState::Plugged, 192)], "it grows");
+        rig.slots().resize(&"a".parse().unwrap(), Bytes::mib(128)).unwrap();
+        rig.plugs(0, 128);
 
         let Reply::Pending(pending) = rig.slots().remove(&removal("a", 60)).unwrap() else {
             panic!("not waited for")
@@ -505,8 +512,8 @@ mod tests {
         assert_eq!(rig.states(), []);
         let gone = shown(pending.wait(&Nobody));
         assert!(gone.state == PartitionState::Absent && gone.removal_us.is_some());
-        assert_eq!((gone.plugs, gone.unplugs, gone.peak), (3, 2, 128 << 20));
-        assert_eq!(gone.last_release_us, Some(2000), "twice a millisecond");
+        assert_eq!((gone.plugs, gone.unplugs, gone.peak), (3, 2, 192 << 20));
+        assert_eq!(gone.last_release_us, Some(3000), "a millisecond each time");
         assert_eq!(shown(rig.slots().add(wish("b", 2))).node, Some(1), "the slot is free again");
     }
 
