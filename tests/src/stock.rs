@@ -110,8 +110,8 @@ impl Stock {
     /// It does not come to that.
     pub fn plugged(&self) -> Result<()> {
         until("the guest to plug the slots", within(MOVING), || {
-            let all = self.partitions()?.iter().all(|one| one["state"] == "plugged");
-            Ok(all.then_some(()))
+            let has_all = |one: &Value| one["state"] == "plugged" && one["plugged"] == one["size"];
+            Ok(self.partitions()?.iter().all(has_all).then_some(()))
         })
     }
 
@@ -120,7 +120,7 @@ impl Stock {
     /// # Errors
     /// It is still there when patience is over.
     pub fn remove(&self, id: &str) -> Result<Value> {
-        let body = json!({"id": id, "timeout_ms": within(MOVING).as_millis() as u64});
+        let body = json!({"id": id, "timeout_ms": 60_000});
         let gone = self.api().put_json("vm.remove-partition", &body)?.expect(200)?.body;
         ensure!(gone["state"] == "absent" && gone["plugged"] == 0, "not gone: {gone}");
         Ok(gone)

@@ -139,13 +139,16 @@ fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()
     let told = memctl("rm fn-a")?;
     assert!(told.contains("fn-a"), "{told}");
     assert_eq!(counter(&vm, "unplugged_bytes")?, SLOT);
-    let text = fs::read_to_string(events)?;
+    // Who waits is answered before who watches.
+    let text = until("the last event", within(10), || {
+        let text = fs::read_to_string(&events)?;
+        Ok(text.contains("released").then_some(text))
+    })?;
     let all = serde_json::Deserializer::from_str(&text).into_iter::<Value>().flatten();
     let of_partition = all.filter(|event| event["source"] == "partition");
     let steps: Vec<_> = of_partition.map(|event| event["properties"].clone()).collect();
     let states: Vec<_> = steps.iter().filter_map(|step| step["state"].as_str()).collect();
-    let expected = ["requested", "plugged", "requested", "plugged", "absent"];
-    assert_eq!(states, expected, "{text}");
+    assert_eq!(states, ["requested", "plugged", "absent"], "{text}");
     let released = steps.last().context("no event")?;
     assert_eq!(released["released"], SLOT.to_string(), "{released}");
     let host: u64 = released["release_us"].as_str().context("no time")?.parse()?;
@@ -154,25 +157,19 @@ fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()
 }
 
 #[test]
-fn what_the_guest_can_not_give_back_is_told_and_comes_when_it_can() -> Result<()> {
+fn what_the_guest_does_not_give_back_is_told_and_comes_when_it_can() -> Result<()> {
     let vm = vm()?;
     assert_eq!(add(&vm, "fn-a")?, 1);
-    // Node 0 has no room for that.
-    start(&vm, 1, 240)?;
-    let remove = |timeout: u64| json!({"id": "fn-a", "timeout_ms": timeout});
-    let text = vm.api().put_json("vm.remove-partition", &remove(3000))?.expect(409)?.body;
-    let text = text.to_string();
-    assert!(text.contains("has not given back") && text.contains("of node 1"), "{text}");
+    vm.api().put("vm.pause")?.expect(204)?;
+    let remove = json!({"id": "fn-a", "timeout_ms": 500});
+    let text = vm.api().put_json("vm.remove-partition", &remove)?.expect(409)?.body.to_string();
+    assert!(text.contains("has not given back 256 MiB of node 1"), "{text}");
     assert!(text.contains("tessera-function check 1"), "{text}");
     let left = vm.partitions()?.remove(0);
     assert_eq!((&left["state"], &left["size"]), (&json!("plugged"), &json!(0)), "{left}");
-    assert!(left["stuck"].as_u64() > Some(0) && left["stuck"] == left["plugged"], "{left}");
-    kill(&vm)?;
-    // Linux rests for most of a minute after it failed; asking again ends that.
-    let begin = Instant::now();
+    assert_eq!((&left["stuck"], &left["plugged"]), (&json!(SLOT), &json!(SLOT)), "{left}");
+    vm.api().put("vm.resume")?.expect(204)?;
     vm.remove("fn-a")?;
-    let took = begin.elapsed();
-    assert!(took < within(20), "{took:?}");
     vm.power_off()
 }
 
@@ -246,7 +243,7 @@ fn sixteen_slots_of_a_gibibyte_cost_little_until_they_are_used() -> Result<()> {
         println!("{slots} slots: up after {boot:?}, {guest} KiB of the guest, {host} of the host");
     }
     // A device, its thread and its node each.
-    assert!(all.guest < none.guest + 16 * 1024, "a mebibyte of the guest's each");
+    assert!(all.guest < none.guest + 16 * (8 << 10), "8 MiB of the guest's each");
     assert!(all.host < none.host + 16 * 256, "256 KiB of the host's each");
     assert!(all.boot < none.boot * 3, "{:?} and {:?}", all.boot, none.boot);
     Ok(())
@@ -262,7 +259,9 @@ fn a_function_waits_for_its_node_and_says_when_it_does_not_come() -> Result<()> 
     let (status, told) = vm.console().status_of("hasty run fn-a 1 256 true 2>&1")?;
     assert_eq!(status, 1, "{told}");
     assert!(told.contains("node 1 has 0 of 256 MiB after 2 s; is it added?"), "{told}");
-    vm.shell("(tessera-function run fn-a 1 256 true > /told 2>&1; echo status $? >> /told) &")?;
+    vm.shell(
+        "(tessera-function run fn-a 1 256 true > /told 2>&1; echo status $? >> /told) & true",
+    )?;
     vm.add("fn-a", SLOT)?;
     // There is neither numactl nor perl here to bind it with; that is how far it comes.
     until("the function to end", within(60), || {

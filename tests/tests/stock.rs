@@ -21,7 +21,7 @@ fn debian(slots: u64, size: u64) -> Result<Stock> {
     // node. Waits give up, and show why.
     vm.shell(
         "start() { (tessera-function run fn-$1 \"$@\" 2>&1 | cat > /run/out$1) & }; \
-         await() { i=0; until grep -q \"$2\" /run/out$1; do sleep 0.1; i=$((i + 1)); \
+         await() { i=0; until grep -q \"$2\" /run/out$1; do sleep 0.3; i=$((i + 1)); \
          [ $i -lt 300 ] || { cat /run/out$1; return 1; }; done; }",
     )?;
     Ok(vm)
@@ -43,12 +43,13 @@ fn eight_functions_come_and_go_and_no_page_is_migrated() -> Result<()> {
     println!("booted with 16 slots in {:?}", begin.elapsed());
     let each = |command: &str| vm.shell(&format!("for n in 1 2 3 4 5 6 7 8; do {command}; done"));
     let before = vm.migrated()?;
-    let cycles = if is_long() { 100 } else { 5 };
+    let cycles = if is_long() { 100 } else { 3 };
     let mut removals = Vec::new();
     for cycle in 1..=cycles {
         for n in 1..=8 {
             assert_eq!(vm.add(&format!("fn-{n}"), SLOT)?, n, "each slot is as free as at first");
         }
+        vm.plugged()?;
         each("start $n 128 hog 1 32")?;
         each("await $n ready || break")?;
         each("kill -USR1 $(sed -n 's/^hog 0 \\([0-9]\\)/\\1/p' /run/out$n)")?;
