@@ -47,7 +47,8 @@ impl Stock {
         // Bash draws each letter of a line anew; that takes longer than most commands here.
         vm.console().send("exec env PS1='root@tessera:~# ' sh\n")?;
         vm.console().wait_for_shell()?;
-        vm.shell("tar -xf /dev/vdb -C /usr/local/bin")?;
+        // The driver of virtio-mem is a module, which may come after the login.
+        vm.shell("tar -xf /dev/vdb -C /usr/local/bin; udevadm settle")?;
         let stock = Self { vm, _images: vec![image, tools] };
         stock.prepare()?;
         Ok(stock)
