@@ -34,6 +34,9 @@ const LABS: usize = 2;
 /// For one group; a guest test takes seconds, so a group that takes this long hangs.
 const TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
+/// The same where tests are to take their time.
+const LONG_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
 /// Some tests of one program.
 #[derive(Clone)]
 struct Group {
@@ -134,7 +137,8 @@ impl Bench {
             let lines = Lines::new(&group.label, self.start, record.clone());
             let err = Lines::new(&group.label, self.start, Record::default());
             let sinks = Sinks { out: Box::new(lines), err: Box::new(err) };
-            self.lab.run_into(&job, sinks, TIMEOUT)
+            let limit = if self.long { LONG_TIMEOUT } else { TIMEOUT };
+            self.lab.run_into(&job, sinks, limit)
         });
         let success = match &result {
             Ok(status) => *status == 0,
