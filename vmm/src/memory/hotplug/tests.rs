@@ -1,6 +1,8 @@
 use std::os::unix::fs::MetadataExt;
+use std::thread;
 
 use devices::guest_memory::GuestMemory;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
@@ -159,6 +161,55 @@ fn memory_whose_file_does_not_shrink_stays_with_the_guest() {
     hotplug.release(blocks(0..1)).unwrap();
     memory.read_obj::<u64>(at(0)).unwrap_err();
     assert_eq!(hotplug.runs, 1);
+}
+
+/// Runs `test` on a thread to which the host refuses a system call, for want of memory.
+fn refusing<T: Send>(call: libc::c_long, test: impl FnOnce() -> T + Send) -> T {
+    let filtered = || {
+        let filter = SeccompFilter::new(
+            [(call, vec![])].into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::ENOMEM as u32),
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program = BpfProgram::try_from(filter.unwrap()).unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+        test()
+    };
+    thread::scope(|scope| scope.spawn(filtered).join().unwrap())
+}
+
+#[test]
+fn each_call_that_the_host_refuses_leaves_all_as_it_was() {
+    use Backing::{Anonymous, Shared};
+    for (backing, call, opens, releases) in [
+        (Anonymous, libc::SYS_mmap, false, false),
+        (Anonymous, libc::SYS_madvise, false, true),
+        (Shared, libc::SYS_mmap, false, false),
+        (Shared, libc::SYS_madvise, false, true),
+        (Shared, libc::SYS_fallocate, true, false),
+    ] {
+        let (memory, mut hotplug) = ram(backing, 4);
+        hotplug.open(blocks(0..1)).unwrap();
+        memory.write_obj(9u64, at(0)).unwrap();
+
+        let opened = refusing(call, || hotplug.open(blocks(2..3)));
+        assert_eq!(opened.is_ok(), opens, "call {call} of {backing:?}: {opened:?}");
+        assert_eq!(memory.write_obj(7u64, at(2)).is_ok(), opens);
+        assert_eq!(hotplug.runs, 1 + usize::from(opens));
+
+        let released = refusing(call, || hotplug.release(blocks(0..1)));
+        assert_eq!(released.is_ok(), releases, "call {call} of {backing:?}: {released:?}");
+        assert_eq!(memory.read_obj::<u64>(at(0)).ok(), (!releases).then_some(9));
+
+        if !releases {
+            hotplug.release(blocks(0..1)).unwrap();
+        }
+        if !opens {
+            hotplug.open(blocks(2..3)).unwrap();
+        }
+        assert_eq!((hotplug.runs, memory.read_obj::<u64>(at(0)).is_err()), (1, true));
+    }
 }
 
 #[test]
