@@ -11,6 +11,10 @@ use crate::lab::{Job, Lab};
 use crate::process::{step, workspace};
 use crate::{cargo, setup};
 
+/// How much longer than a test a program waits before it gives up what it has measured so far: it
+/// fills gigabytes, and may have to share the machine.
+const PATIENCE: &str = "5";
+
 /// What `cargo xtask bench` can be told.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -43,7 +47,8 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         let job = Job::new(vec![program.path.into()])?
             .with_shares(vec![output.clone()])?
             .with_variable("TESSERA_BIN", &tessera)
-            .with_variable("TESSERA_OUTPUT", &output);
+            .with_variable("TESSERA_OUTPUT", &output)
+            .with_variable("TESSERA_TEST_TIMEOUT_SCALE", PATIENCE);
         let status = lab.run(&artefacts.given_to(job))?;
         if status != 0 {
             bail!("{} ended with status {status}", program.name);
