@@ -33,6 +33,15 @@ fn a_reset_boots_the_guest_again_in_the_same_process() -> Result<()> {
     vm.power_off()
 }
 
+/// As Linux does that was built with EFI support.
+#[test]
+fn a_reset_through_the_bios_is_one_too() -> Result<()> {
+    let vm = Vm::from(Config::vmlinux()?.vcpus(2).cmdline("reboot=bios")).boot()?;
+    vm.console().send("reboot -f\n")?;
+    vm.console().wait_for_shell()?;
+    vm.power_off()
+}
+
 #[test]
 fn a_triple_fault_is_an_error_with_the_registers() -> Result<()> {
     let mut vm = Vm::from(Config::vmlinux()?.cmdline("reboot=triple")).boot()?;

@@ -26,7 +26,7 @@ use super::refusals::Refusals;
 use super::spec::{self, Node, Role, Spec};
 use super::table::{Attached, Model, SerialEvents, Table};
 use super::{Error, Machine, Signals};
-use crate::arch::x86_64::{acpi, boot, layout, registers};
+use crate::arch::x86_64::{acpi, boot, layout, registers, reset_vector};
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::vcpu::{Buses, VcpuState, Vcpus};
 use crate::kvm::{Vm, VmHandle};
@@ -263,6 +263,7 @@ impl<'a> Builder<'a> {
             numa: numa(self.spec, &self.rooms),
         };
         let rsdp = acpi::write(&platform, &self.memory).map_err(Error::Acpi)?;
+        reset_vector::write(&self.memory).map_err(Error::Acpi)?;
         let entry = boot::load(&self.spec.payload, &self.memory, &self.ram, rsdp)?;
         let states = (0..cpus).map(|cpu| self.vcpu(cpu, topology, entry)).collect();
         self.ports.insert(layout::PCI_PORTS, self.pci.config_ports())?;

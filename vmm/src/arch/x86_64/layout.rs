@@ -29,7 +29,9 @@ pub const CMDLINE_MAX: usize = 2048;
 /// Where low RAM ends for the guest: what a BIOS calls its extended data area begins here.
 pub const LOW_RAM_END: u64 = 0x9fc00;
 /// ACPI tables. The BIOS area, so that a guest without a boot protocol's pointer finds them.
-pub const ACPI: Range<u64> = 0xe0000..0x100000;
+pub const ACPI: Range<u64> = 0xe0000..RESET_VECTOR;
+/// Where a BIOS is entered after a reset.
+pub const RESET_VECTOR: u64 = 0xffff0;
 /// Where kernels are loaded from on.
 pub const HIGH_RAM: u64 = MIB;
 
@@ -118,7 +120,7 @@ pub enum MapKind {
 
 /// The memory map handed to the kernel (what a BIOS calls e820).
 pub fn memory_map(ram: &[Range<u64>]) -> Vec<(Range<u64>, MapKind)> {
-    let mut map = vec![(0..LOW_RAM_END, MapKind::Ram), (ACPI, MapKind::Reserved)];
+    let mut map = vec![(0..LOW_RAM_END, MapKind::Ram), (ACPI.start..HIGH_RAM, MapKind::Reserved)];
     let above_hole = ram.iter().map(|range| range.start.max(HIGH_RAM)..range.end);
     map.extend(above_hole.map(|range| (range, MapKind::Ram)));
     map.push((ECAM, MapKind::Reserved));
