@@ -176,3 +176,74 @@ fn files_and_shared_memory_of_a_function_are_not_in_its_partition() -> Result<()
 fn control_groups_come_and_go_whatever_their_functions_do() -> Result<()> {
     behaves("true", &["killed", "removed", "inherited", "moved", "waiting", "woken", "raced"])
 }
+
+/// Starts a case that waits for the file `/tmp/stop`, and waits until it says that it does.
+fn start(vm: &Tessera, case: &str) -> Result<()> {
+    vm.shell(&format!("((behave {case} > /out 2>&1; echo status $? >> /out) &)"))?;
+    until("the function to run", within(30), || {
+        Ok(vm.shell("cat /out")?.contains("ready").then_some(()))
+    })
+}
+
+fn ends_well(vm: &Tessera) -> Result<()> {
+    let told = until("the function to end", within(60), || {
+        let told = vm.shell("cat /out")?;
+        Ok(told.contains("status").then_some(told))
+    })?;
+    anyhow::ensure!(told.contains("status 0") && !told.contains("FAIL"), "{told}");
+    Ok(())
+}
+
+/// What the partitions have.
+fn plugged(vm: &Tessera) -> Result<u64> {
+    Ok(partitions(vm)?.iter().filter_map(|one| one["plugged"].as_u64()).sum())
+}
+
+/// Asks for so much memory beside the partitions, and waits until the guest has it.
+fn resize(vm: &Tessera, size: u64) -> Result<()> {
+    vm.api().put_json("vm.resize", &json!({ "desired_ram": size }))?.expect(204)?;
+    until(&format!("{} MiB beside the partitions", size / MIB), within(90), || {
+        let info = vm.api().get("vm.info")?.expect(200)?.body;
+        Ok((info["memory_actual_size"] == size + plugged(vm)?).then_some(()))
+    })
+}
+
+/// The other device plugs, and moves the memory of somebody else in order to unplug.
+#[test]
+fn memory_beside_the_partitions_grows_and_shrinks_under_a_function() -> Result<()> {
+    let vm = vm("true")?;
+    let places = add(&vm)?;
+    start(&vm, &format!("churn{places}"))?;
+    resize(&vm, BOOT + MORE)?;
+    vm.shell("(hog 1 300 > /hog 2>&1 &); while ! grep -q ready /hog; do sleep 0.1; done")?;
+    let before = migrated(&vm)?;
+    resize(&vm, BOOT)?;
+    let moved = migrated(&vm)? - before;
+    assert!(moved > 1000, "{moved} pages were migrated, of 300 MiB that were in the way");
+    vm.shell("kill -USR1 $(sed -n 's/^hog 0 \\([0-9]\\)/\\1/p' /hog); touch /tmp/stop")?;
+    ends_well(&vm)?;
+    until("the other's memory to be whole", within(30), || {
+        Ok(vm.shell("cat /hog")?.contains("intact").then_some(()))
+    })?;
+    all_are_gone(&vm)?;
+    assert_eq!(vm.shell(COMPLAINTS)?, "");
+    vm.power_off()
+}
+
+/// What one function has alone and what two share moves out; what a pipe holds can't, for a while.
+#[test]
+fn evacuation_leaves_what_is_held_and_takes_it_when_it_is_let_go() -> Result<()> {
+    let vm = vm("true")?;
+    let places = add(&vm)?;
+    start(&vm, &format!("evacuated{places}"))?;
+    let body = json!({"id": "A", "timeout_ms": 4_000, "evacuate": true});
+    let refused = vm.api().put_json("vm.remove-partition", &body)?.expect(409)?.body.to_string();
+    assert!(refused.contains("in use"), "{refused}");
+    let left = partitions(&vm)?;
+    assert_eq!((&left[0]["id"], &left[0]["stuck"]), (&json!("A"), &json!(16 * 4096)), "{left:?}");
+    vm.shell("touch /tmp/stop")?;
+    ends_well(&vm)?;
+    all_are_gone(&vm)?;
+    assert_eq!(vm.shell(COMPLAINTS)?, "");
+    vm.power_off()
+}

@@ -52,6 +52,7 @@ static void free_body(void)
 	madvise(mem, SIZE, MADV_NOHUGEPAGE);
 	for (size_t at = 0; at < SIZE; at += PAGE)
 		fill(mem + at, PAGE, at / PAGE);
+	expect_in("memory", mem, SIZE, IN_A);
 	if (madvise(mem, SIZE, MADV_FREE))
 		die("MADV_FREE");
 	fill(mem, HALF, 1);

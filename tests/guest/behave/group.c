@@ -235,6 +235,8 @@ static void churn_body(void)
 		expect_holds("memory", mem, 2 * SIZE, round);
 		expect_in("memory", mem, 2 * SIZE, IN_A);
 		munmap(mem, 2 * SIZE);
+		if (!round)
+			dprintf(1, "ready\n");
 		shared->value = round + 1;
 	}
 }

@@ -83,6 +83,7 @@ static void split_body(void)
 	uint64_t *frames;
 
 	fill_blocks(mem, SIZE, 64 * KIB);
+	expect_in("memory", mem, SIZE, IN_A);
 	expect_huge("bytes of huge pages", mem, SIZE);
 	frames = frames_of(mem, SIZE);
 	mprotect(mem + 64 * KIB, 64 * KIB, PROT_READ);
@@ -114,6 +115,7 @@ static void split_free_body(void)
 	uint64_t *frames;
 
 	fill_blocks(mem, 2 * SIZE, MIB);
+	expect_in("memory", mem, 2 * SIZE, IN_A);
 	expect_huge("bytes of huge pages", mem, 2 * SIZE);
 	frames = frames_of(mem, 2 * SIZE);
 	for (size_t at = MIB; at < 2 * SIZE; at += HUGE_PAGE)

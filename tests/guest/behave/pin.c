@@ -241,6 +241,87 @@ static void pin_short(void)
 	expect_empty("used after its end", FN0);
 }
 
+/*
+ * The host takes the partition back while two functions share it: all moves out but what a pipe
+ * holds, which follows when it was read.
+ */
+#define STUCK (16 * PAGE)
+
+static void wait_for_caller(void)
+{
+	while (access("/tmp/stop", F_OK))
+		usleep(10000);
+}
+
+static void expect_evacuated(const char *mem, const char *piped)
+{
+	expect_in("memory after the evacuation", mem, 2 * SIZE, OUTSIDE);
+	expect_holds("memory after the evacuation", mem, SIZE, 1);
+	expect_holds("memory after the evacuation", mem + SIZE, SIZE, 2);
+	expect_in("what a pipe holds", piped, STUCK, IN_A);
+	expect_holds("what a pipe holds", piped, STUCK, 3);
+}
+
+static void evacuated_body(void)
+{
+	char *mem = map_memory(2 * SIZE), *piped = map_memory(HUGE_PAGE);
+	struct iovec held = { piped, STUCK };
+	int status = 0;
+	pid_t child;
+
+	madvise(mem, SIZE, MADV_NOHUGEPAGE);
+	madvise(piped, HUGE_PAGE, MADV_NOHUGEPAGE);
+	fill(mem, SIZE, 1);
+	fill(mem + SIZE, SIZE, 2);
+	fill(piped, STUCK, 3);
+	expect_in("memory", mem, 2 * SIZE, IN_A);
+	expect_equal("bytes put into the pipe", vmsplice(pipes[1], &held, 1, 0), STUCK);
+	child = fork();
+	if (child < 0)
+		die("fork");
+	if (!child) {
+		if (join(FN1))
+			die(FN1);
+		wait_for_caller();
+		expect_evacuated(mem, piped);
+		end_function();
+	}
+	reach(1);
+	wait_for_caller();
+	expect_evacuated(mem, piped);
+	fill(mem, SIZE, 4);
+	expect_in("what was written since", mem, SIZE, OUTSIDE);
+	if (waitpid(child, &status, 0) != child)
+		die("waitpid");
+	expect_equal("status of the other", status, 0);
+	/* The pipe is read before the function ends, and not before both have looked. */
+	reach(2);
+	await(3);
+}
+
+static void evacuated(void)
+{
+	char copy[STUCK];
+	pid_t pid;
+
+	unlink("/tmp/stop");
+	if (pipe(pipes))
+		die("pipe");
+	bind_to(FN0, "");
+	bind_to(FN1, "");
+	pid = start(FN0, evacuated_body);
+	await(1);
+	dprintf(1, "ready\n");
+	wait_for_caller();
+	await(2);
+	expect_at_least("events of being revoked", event_count(FN0, "revoked"), 1);
+	expect_equal("bytes read from the pipe", read(pipes[0], copy, STUCK), STUCK);
+	expect_holds("what was read from the pipe", copy, STUCK, 3);
+	reach(3);
+	finish(pid, 0);
+	expect_gone("A after its functions have ended", FN0);
+}
+
 const struct behaviour pin_cases[] = {
 	{ "userfault", userfault },
 	{ "userfault-move", userfault_move },
@@ -248,5 +329,6 @@ const struct behaviour pin_cases[] = {
 	{ "vmsplice-close", vmsplice_close },
 	{ "pin-long", pin_long },
 	{ "pin-short", pin_short },
+	{ "evacuated", evacuated },
 	{ NULL, NULL },
 };
