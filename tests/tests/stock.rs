@@ -169,9 +169,6 @@ fn a_node_that_goes_too_early(vm: &Stock) -> Result<()> {
     vm.remove("fn-2").map(drop)
 }
 
-/// Debian leaves it to programs to ask for them; a gibibyte of small pages takes long to touch here.
-const HUGE_PAGES: &str = "echo always > /sys/kernel/mm/transparent_hugepage/enabled";
-
 /// What survives a function: three that were started with it.
 const SURVIVORS: usize = 3;
 
@@ -185,7 +182,7 @@ fn a_gibibyte_is_back_many_times_sooner_than_from_plain_virtio_mem() -> Result<(
     println!(
         "1 GiB is back after {slots:?} from a slot, {plain:?} from plain virtio-mem: {times:.1}"
     );
-    assert!(times >= 4.0, "only {times:.1} times sooner");
+    assert!(times >= 15.0, "only {times:.1} times sooner");
     Ok(())
 }
 
@@ -194,7 +191,6 @@ fn released_from_a_slot() -> Result<Duration> {
     for n in 1..=4 {
         vm.add(&format!("fn-{n}"), GIB)?;
     }
-    vm.shell(HUGE_PAGES)?;
     vm.shell("for n in 1 2 3 4; do start $n 1024 hog 1 1000; done")?;
     vm.shell("for n in 1 2 3 4; do await $n ready || break; done")?;
     vm.shell("echo 1 > /sys/fs/cgroup/functions/fn-2/cgroup.kill; sleep 2")?;
@@ -215,7 +211,6 @@ fn released_from_among_survivors() -> Result<Duration> {
         })
     };
     reaches(512 * MIB + 4 * GIB)?;
-    vm.shell(HUGE_PAGES)?;
     vm.shell("hog 4 1000 > /run/out & i=0; until grep -q ready /run/out; do sleep 0.2; done")?;
     vm.shell("kill -9 $(sed -n 's/^hog 1 \\([0-9]\\)/\\1/p' /run/out); sleep 2")?;
     let before = vm.migrated()?;
