@@ -146,7 +146,7 @@ fn swap_takes_pages_out_of_the_partition_and_brings_them_back() -> Result<()> {
 
 #[test]
 fn reclaim_finds_the_pages_of_a_partition_by_either_list() -> Result<()> {
-    behaves(SWAP, &["reclaim", "reclaim-switch", "strict-swap"])
+    behaves(SWAP, &["reclaim", "reclaim-lists", "reclaim-switch", "strict-swap"])
 }
 
 #[test]
