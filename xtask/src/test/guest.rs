@@ -165,6 +165,7 @@ impl Bench {
     fn job(&self, group: &Group) -> Result<Job> {
         let mut command = vec![group.path.clone().into()];
         command.extend(["--exact", "--test-threads=1"].map(Into::into));
+        command.extend(self.long.then(|| "--include-ignored".into()));
         command.extend(group.tests.iter().map(Into::into));
         let job = Job::new(command)?
             .in_directory(group.directory.clone())
