@@ -20,6 +20,9 @@ const REMOVAL: Duration = Duration::from_secs(60);
 /// What a function leaves of its memory: what its exec needs before it touches the rest.
 const SLACK: u64 = 8 * MIB;
 
+/// The same in a node: Linux keeps some of each free.
+const NODE_SLACK: u64 = 64 * MIB;
+
 /// Functions of one size.
 #[derive(Clone, Copy, Debug)]
 pub struct Functions {
@@ -97,7 +100,8 @@ impl Scene {
     pub fn start(&self) -> Result<Hogs<'_>> {
         let Functions { count, size, small_pages } = self.functions;
         let options = format!("cgroup=/sys/fs/cgroup/fn thp={}", u8::from(!small_pages));
-        Hogs::start(&self.vm, count, (size - SLACK) / MIB, &options)
+        let slack = if self.way == Way::Node { NODE_SLACK } else { SLACK };
+        Hogs::start(&self.vm, count, (size - slack) / MIB, &options)
     }
 
     /// Kills the functions one by one and takes the memory of each back. With `burners`, the
