@@ -9,19 +9,11 @@
  *
  * Prints one line "faults NS" a round: nanoseconds for all pages of all threads.
  */
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
+#include "function.h"
 
-#define PAGE 4096UL
-#define HUGE_PAGE (2UL << 20)
+#include <pthread.h>
+#include <time.h>
+
 #define MOST 64
 
 static pthread_barrier_t begin, end;
@@ -29,30 +21,12 @@ static size_t bytes;
 static int rounds;
 static int thp;
 
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
 static uint64_t now(void)
 {
 	struct timespec at;
 
 	clock_gettime(CLOCK_MONOTONIC, &at);
 	return at.tv_sec * 1000000000ULL + at.tv_nsec;
-}
-
-static void join_cgroup(const char *dir)
-{
-	char path[512];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/cgroup.procs", dir);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, "0", 1) != 1)
-		die(path);
-	close(fd);
 }
 
 static void touch(char *memory)
@@ -70,14 +44,9 @@ static void touch(char *memory)
 
 static void *worker(void *unused)
 {
-	char *map = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	char *memory;
+	char *memory = map_memory(bytes);
 
 	(void)unused;
-	if (map == MAP_FAILED)
-		die("mmap");
-	memory = (char *)(((uintptr_t)map + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
 	if (madvise(memory, bytes, thp ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
 		die("madvise");
 	for (int round = 0; round < rounds; round++) {
@@ -99,11 +68,11 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	threads = atoi(argv[1]);
-	bytes = (size_t)atol(argv[2]) << 20;
+	bytes = atol(argv[2]) * MIB;
 	rounds = atoi(argv[3]);
 	for (int i = 4; i < argc; i++) {
 		if (!strncmp(argv[i], "cgroup=", 7))
-			join_cgroup(argv[i] + 7);
+			must_join(argv[i] + 7);
 		else if (!strncmp(argv[i], "thp=", 4))
 			thp = atoi(argv[i] + 4);
 	}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What programs that play functions in a partition have in common: files of the kernel's, cgroups,
+ * What programs that play functions have in common: files of the kernel's, cgroups,
  * and memory whose content tells where it belongs.
  */
 #ifndef FUNCTION_H
@@ -83,6 +83,17 @@ static inline int join(const char *cgroup)
 
 	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
 	return put(path, "0", 0);
+}
+
+/* The same, for who can't go on without. */
+static inline void must_join(const char *cgroup)
+{
+	int rc = join(cgroup);
+
+	if (rc) {
+		errno = -rc;
+		die(cgroup);
+	}
 }
 
 /* Private memory that begins where a huge page can. */

@@ -11,21 +11,12 @@
  *   thp=0        no huge pages
  *   cgroup=BASE  hog N moves itself to the cgroup BASEN first
  */
-#define _GNU_SOURCE
-#include <fcntl.h>
+#include "function.h"
+
 #include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
-#include <unistd.h>
-
-#define PAGE 4096UL
-#define HUGE_PAGE (2UL << 20)
 
 struct plan {
 	int count;
@@ -44,38 +35,18 @@ struct progress {
 	atomic_int done;
 };
 
-static void die(const char *what)
-{
-	perror(what);
-	_exit(1);
-}
-
 static void join_cgroup(const char *base, int index)
 {
-	char path[512];
-	int fd;
+	char cgroup[200];
 
-	snprintf(path, sizeof(path), "%s%d/cgroup.procs", base, index);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, "0", 1) != 1)
-		die(path);
-	close(fd);
+	snprintf(cgroup, sizeof(cgroup), "%s%d", base, index);
+	must_join(cgroup);
 }
 
 /* What page NUMBER of hog INDEX holds: no two pages of any hogs hold the same. */
 static uint64_t mark(int index, size_t number)
 {
 	return ((uint64_t)(index + 1) << 40) + number;
-}
-
-static char *map_aligned(size_t bytes)
-{
-	char *at = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	if (at == MAP_FAILED)
-		die("mmap");
-	return (char *)(((uintptr_t)at + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
 }
 
 static void touch(char *memory, size_t from, size_t to, int index)
@@ -106,7 +77,7 @@ static void hog(const struct plan *plan, struct progress *progress, int index)
 	sigemptyset(&check);
 	sigaddset(&check, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &check, NULL);
-	memory = map_aligned(plan->bytes);
+	memory = map_memory(plan->bytes);
 	for (size_t at = 0; at < plan->bytes; at += plan->chunk) {
 		size_t end = at + plan->chunk;
 

@@ -9,24 +9,12 @@
  *
  * Prints "ready", and in the end "requests N p50 US p99 US max US", in microseconds.
  */
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
+#include "function.h"
+
 #include <time.h>
-#include <unistd.h>
 
 #define PERIOD_NS 10000000ULL
-#define WORK (64UL << 10)
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
+#define WORK (64 * KIB)
 
 static uint64_t now(void)
 {
@@ -67,18 +55,6 @@ static int ascending(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void join_cgroup(const char *dir)
-{
-	char path[512];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/cgroup.procs", dir);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, "0", 1) != 1)
-		die(path);
-	close(fd);
-}
-
 int main(int argc, char **argv)
 {
 	unsigned long most, count = 0;
@@ -91,7 +67,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	if (argc > 2 && !strncmp(argv[2], "cgroup=", 7))
-		join_cgroup(argv[2] + 7);
+		must_join(argv[2] + 7);
 	most = atol(argv[1]) * 1000000000ULL / PERIOD_NS;
 	times = calloc(most, sizeof(*times));
 	if (!times)

@@ -94,13 +94,11 @@ static void moved_body(void)
 
 	fill(old, SIZE, 1);
 	frames = frames_of(old, SIZE);
-	if (join(FN1))
-		die(FN1);
+	must_join(FN1);
 	fill(new, SIZE, 2);
 	expect_in("memory since it moved", new, SIZE, IN_B);
 	expect_unmoved("memory of before", old, SIZE, frames);
-	if (join(OUT))
-		die(OUT);
+	must_join(OUT);
 	new = map_memory(SIZE);
 	fill(new, SIZE, 3);
 	expect_in("memory since it moved to no partition", new, SIZE, OUTSIDE);
@@ -117,25 +115,34 @@ static void moved(void)
 	expect_empty("used of B after its end", FN1);
 }
 
-/* Who waits for a partition does not hold up the removal of its control group. */
-static void waiting(void)
+/* A process that waits for a partition of WAITING's, and expects that the wait ends with ERROR. */
+static pid_t start_waiting(int error)
 {
 	pid_t pid;
 	int rc;
 
-	bind_to(FN0, "");
-	bind_to(FN1, "");
 	if (mkdir(WAITING, 0755))
 		die(WAITING);
 	pid = fork();
 	if (!pid) {
 		reach(1);
 		rc = put(WAITING "/memory.partition", "auto", 0);
-		expect_equal("the end of the wait", -rc, ENODEV);
+		expect_equal("the end of the wait", -rc, error);
 		end_function();
 	}
 	await(1);
 	usleep(100000);
+	return pid;
+}
+
+/* Who waits for a partition does not hold up the removal of its control group. */
+static void waiting(void)
+{
+	pid_t pid;
+
+	bind_to(FN0, "");
+	bind_to(FN1, "");
+	pid = start_waiting(ENODEV);
 	expect_equal("rmdir", rmdir(WAITING) ? errno : 0, 0);
 	finish(pid, 0);
 	expect_equal("used of A", used(FN0), 0);
@@ -145,21 +152,10 @@ static void waiting(void)
 static void woken(void)
 {
 	pid_t pid;
-	int rc;
 
 	bind_to(FN0, "release=manual");
 	bind_to(FN1, "");
-	if (mkdir(WAITING, 0755))
-		die(WAITING);
-	pid = fork();
-	if (!pid) {
-		reach(1);
-		rc = put(WAITING "/memory.partition", "auto", 0);
-		expect_equal("the end of the wait", -rc, 0);
-		end_function();
-	}
-	await(1);
-	usleep(100000);
+	pid = start_waiting(0);
 	unbind(FN0);
 	finish(pid, 0);
 	expect_equal("cookie of the partition that was waited for",

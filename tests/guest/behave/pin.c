@@ -65,8 +65,7 @@ static void userfault_body(void)
 	pid_t monitor = fork();
 
 	if (!monitor) {
-		if (join(OUT))
-			die(OUT);
+		must_join(OUT);
 		serve_faults(uffd, mem);
 		end_function();
 	}
@@ -137,12 +136,8 @@ static void vmsplice_body(void)
 	expect_equal("bytes put into the pipe", vmsplice(pipes[1], &whole, 1, 0), PIPED);
 }
 
-static void vmsplice_exit(void)
+static void leave_pages_in_pipe(void)
 {
-	char *copy = map_memory(HUGE_PAGE);
-	size_t got = 0;
-	ssize_t len;
-
 	if (pipe(pipes) || fcntl(pipes[1], F_SETPIPE_SZ, PIPED) < 0)
 		die("pipe");
 	bind_to(FN0, "");
@@ -151,6 +146,15 @@ static void vmsplice_exit(void)
 	/* Longer than the batches that a CPU may hold are flushed for the first time. */
 	usleep(300000);
 	expect_equal("in use of A by the pipe", draining(FN0), PIPED);
+}
+
+static void vmsplice_exit(void)
+{
+	char *copy = map_memory(HUGE_PAGE);
+	size_t got = 0;
+	ssize_t len;
+
+	leave_pages_in_pipe();
 	while (got < PIPED && (len = read(pipes[0], copy + got, PIPED - got)) > 0)
 		got += len;
 	expect_equal("bytes read from the pipe", got, PIPED);
@@ -161,13 +165,7 @@ static void vmsplice_exit(void)
 /* A pipe that is closed without being read. */
 static void vmsplice_close(void)
 {
-	if (pipe(pipes) || fcntl(pipes[1], F_SETPIPE_SZ, PIPED) < 0)
-		die("pipe");
-	bind_to(FN0, "");
-	in_function(vmsplice_body);
-	unbind(FN0);
-	usleep(300000);
-	expect_equal("in use of A by the pipe", draining(FN0), PIPED);
+	leave_pages_in_pipe();
 	close(pipes[0]);
 	close(pipes[1]);
 	expect_gone("A when the pipe is closed", FN0);
@@ -280,8 +278,7 @@ static void evacuated_body(void)
 	if (child < 0)
 		die("fork");
 	if (!child) {
-		if (join(FN1))
-			die(FN1);
+		must_join(FN1);
 		wait_for_caller();
 		expect_evacuated(mem, piped);
 		end_function();

@@ -99,8 +99,7 @@ static void fork_other_body(int advice)
 		expect_holds("the parent's second half", mem + HALF, HALF, 2);
 		return;
 	}
-	if (join(FN1))
-		die(FN1);
+	must_join(FN1);
 	fill(mem, HALF, 3);
 	expect_in("what the child wrote", mem, HALF, IN_B);
 	expect_unmoved("what the child did not write", mem + HALF, HALF, frames + HALF / PAGE);
@@ -158,8 +157,7 @@ static void fork_outside_body(void)
 	fill_halves(mem, 1, 2);
 	child = fork();
 	if (!child) {
-		if (join(OUT))
-			die(OUT);
+		must_join(OUT);
 		fill(mem, HALF, 3);
 		expect_in("what the child wrote", mem, HALF, OUTSIDE);
 		expect_holds("what the child did not write", mem + HALF, HALF, 2);
@@ -298,8 +296,7 @@ static int other_process(void *unused)
 	pid_t parent = getppid();
 
 	(void)unused;
-	if (join(FN1))
-		die(FN1);
+	must_join(FN1);
 	fill(common[0], SIZE, 1);
 	expect_in("memory of the owner", common[0], SIZE, IN_A);
 	reach(1);
