@@ -42,7 +42,7 @@ pub use config::{Config, GIB, MIB};
 pub use console::Console;
 pub use http::{Api, Connection, Reply};
 pub use image::{Image, random_bytes};
-pub use patience::{until, within};
+pub use patience::{is_long, until, within};
 pub use process::{HugePages, Mapping, Process};
 pub use stock::Stock;
 pub use tessera::{Ended, Tessera, Vm, run};

@@ -14,6 +14,11 @@ pub fn within(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into()).mul_f64(factor(scale.as_deref()))
 }
 
+/// Whether tests are to take their time: `cargo xtask test --long` says so in `TESSERA_LONG`.
+pub fn is_long() -> bool {
+    std::env::var_os("TESSERA_LONG").is_some_and(|value| !value.is_empty())
+}
+
 /// A scale that is no number, or would make waits end at once, is none.
 fn factor(scale: Option<&str>) -> f64 {
     let factor = scale.and_then(|scale| scale.parse().ok()).unwrap_or(1.0);

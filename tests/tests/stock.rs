@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use guest_tests::{GIB, MIB, Result, Stock, until, within};
+use guest_tests::{GIB, MIB, Result, Stock, is_long, until, within};
 use serde_json::{Value, json};
 
 /// Linux puts memory online in blocks of this size.
@@ -29,11 +29,6 @@ fn debian(slots: u64, size: u64, words: &str) -> Result<Stock> {
          [ $i -lt 300 ] || { cat /run/out$1; return 1; }; done; }",
     )?;
     Ok(vm)
-}
-
-/// Whether tests are to take their time.
-fn is_long() -> bool {
-    std::env::var_os("TESSERA_LONG").is_some_and(|value| !value.is_empty())
 }
 
 fn micros(gone: &Value, field: &str) -> u64 {

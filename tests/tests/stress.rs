@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use guest_tests::{Config, MIB, Result, Tessera, Vm, until, within};
+use guest_tests::{Config, MIB, Result, Tessera, Vm, is_long, until, within};
 use serde_json::{Value, json};
 
 const BOOT: u64 = 1024 * MIB;
@@ -29,7 +29,7 @@ const COMPLAINTS: &str = "dmesg | grep -E 'WARNING|BUG|Oops|Bad page|Bad rss|gen
                           page dumped' | head -5";
 
 fn seconds() -> u64 {
-    if std::env::var("TESSERA_LONG").is_ok_and(|value| value == "1") { LONG } else { SHORT }
+    if is_long() { LONG } else { SHORT }
 }
 
 fn vm() -> Result<Tessera> {

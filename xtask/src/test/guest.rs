@@ -3,8 +3,7 @@
 //! A program's tests are dealt out in small groups, each of which gets a fresh lab, so no lab has
 //! much more to do than the other. What a test that kills its lab leaves over runs in another one.
 //!
-//! An emulated lab can stop for a reason of its own: a guest that spins with its interrupts off, as
-//! Linux does while it waits for a console, has been seen to take the emulated CPU's timer with it.
+//! An emulated lab can stop for a reason of its own (its heartbeat is against the one that is known).
 //! So the test that was running gets a second lab; one that stops both has failed.
 
 use std::collections::VecDeque;

@@ -115,13 +115,7 @@ fn a_wish_for_what_the_guest_has_already_is_reached_at_once() {
 #[test]
 fn requests_served_together_make_one_event_on_shared_memory() {
     let mut rig = Rig::wanting(8);
-    for at in 0..3u16 {
-        let place = REQUEST + 32 * u64::from(at);
-        rig.write(place, &request(PLUG, BASE + u64::from(at) * BLOCK, 1));
-        let chain = [readable(place, 24), writable(REPLY + 16 * u64::from(at), 10)];
-        testing_chain(&rig, 2 * at, chain);
-    }
-    rig.kick();
+    serve_together(&mut rig, PLUG, 3);
     assert_eq!((rig.answered(), shared(&rig)), (3, vec![(8, 3)]));
     assert_eq!(rig.interrupts.used.load(Ordering::Relaxed), 1);
 }
@@ -140,13 +134,7 @@ fn shared_memory_that_comes_back_is_told_with_the_time_that_freeing_took() {
     let time = Duration::from_millis(2);
     rig.host().hook = Box::new(move || std::thread::sleep(time));
     // Two requests that are served together: both times count.
-    for at in 0..2u16 {
-        let place = REQUEST + 32 * u64::from(at);
-        rig.write(place, &request(UNPLUG, BASE + u64::from(at) * BLOCK, 1));
-        let chain = [readable(place, 24), writable(REPLY + 16 * u64::from(at), 10)];
-        testing_chain(&rig, 2 * at, chain);
-    }
-    rig.kick();
+    serve_together(&mut rig, UNPLUG, 2);
     let (freeing, plugs, unplugs) = told(&rig);
     assert!(freeing >= 2 * time && (plugs, unplugs) == (1, 2), "{freeing:?} {plugs} {unplugs}");
     rig.host().hook = Box::new(|| ());
@@ -173,6 +161,17 @@ fn a_reminder_is_an_interrupt_for_a_driver_that_is_up() {
     rig.reset();
     rig.handle.remind();
     assert_eq!(rig.config_interrupts(), before + 1);
+}
+
+/// Requests of one kind for one block each, the first ones, that are all there when the device looks.
+fn serve_together(rig: &mut Rig, kind: u16, count: u16) {
+    for at in 0..count {
+        let place = REQUEST + 32 * u64::from(at);
+        rig.write(place, &request(kind, BASE + u64::from(at) * BLOCK, 1));
+        let chain = [readable(place, 24), writable(REPLY + 16 * u64::from(at), 10)];
+        testing_chain(rig, 2 * at, chain);
+    }
+    rig.kick();
 }
 
 /// A chain of two in the descriptors from `at` on.
