@@ -1,4 +1,5 @@
 //! `kernel`: the guest kernel, from Debian's source, our patches and our configuration fragments.
+//! A second one of the same patches finds what is wrong with them, and takes its time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,9 +50,28 @@ pub(crate) fn ensure(cache: &Cache) -> Result<Kernel> {
     })
 }
 
+/// Gives the vmlinux of the kernel that checks itself, and builds it when it is missing.
+pub(crate) fn ensure_debug(cache: &Cache) -> Result<PathBuf> {
+    setup::packages()?;
+    let inputs = Inputs::for_debugging()?;
+    let version = setup::installed_version(SOURCE_PACKAGE)?;
+    let dir = cache.artefact("debug-kernel", &inputs.key(&version)?, |dir| {
+        step(&format!("building the debug kernel {version}: 10 to 15 minutes on two cores"));
+        build(&inputs, dir)
+    })?;
+    Ok(dir.join("vmlinux"))
+}
+
 impl Inputs {
     pub(crate) fn in_workspace() -> Result<Self> {
         Self::find(&workspace().join("guest-kernel-patches"))
+    }
+
+    /// The same with the settings for debugging, which come last.
+    fn for_debugging() -> Result<Self> {
+        let mut inputs = Self::in_workspace()?;
+        inputs.fragments.push(workspace().join("guest-kernel-patches/debug.config"));
+        Ok(inputs)
     }
 
     fn find(dir: &Path) -> Result<Self> {
@@ -183,7 +203,7 @@ mod tests {
 
     #[test]
     fn no_option_is_asked_for_twice_with_different_values() {
-        let inputs = Inputs::in_workspace().unwrap();
+        let inputs = Inputs::for_debugging().unwrap();
         let text: String =
             inputs.fragments.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
         let contradictions = kconfig::missing(&text, &text);

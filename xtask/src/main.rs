@@ -48,6 +48,9 @@ enum Command {
         /// Instead, build and boot a small kernel after each patch of the series: half an hour.
         #[arg(long)]
         series: bool,
+        /// Instead, build the kernel that checks itself (KASAN, lockdep, DEBUG_VM and more).
+        #[arg(long, conflicts_with = "series")]
+        debug: bool,
     },
     /// Run a command where KVM runs Linux guests: here, or in an emulated machine.
     Lab(lab::Options),
@@ -77,10 +80,11 @@ fn run(command: Command) -> Result<ExitCode> {
     let cache = Cache::open()?;
     match command {
         Command::Setup => setup::everything(&cache)?,
-        Command::Kernel { series: true } => series::check(&cache)?,
-        Command::Kernel { series: false } => {
-            println!("{}", kernel::ensure(&cache)?.vmlinux.display())
+        Command::Kernel { series: true, .. } => series::check(&cache)?,
+        Command::Kernel { debug: true, .. } => {
+            println!("{}", kernel::ensure_debug(&cache)?.display())
         }
+        Command::Kernel { .. } => println!("{}", kernel::ensure(&cache)?.vmlinux.display()),
         Command::Lab(options) => return lab::run(&cache, options),
         Command::Test(options) => return test::run(&cache, &options),
         Command::Check => return check::run(),

@@ -53,6 +53,7 @@ pub(crate) struct Machine {
     modules: PathBuf,
     initrd: PathBuf,
     memory_gib: u32,
+    cpus: u32,
     timeout: Duration,
 }
 
@@ -66,6 +67,7 @@ impl Machine {
             kernel: kernel.vmlinux,
             initrd,
             memory_gib: 8,
+            cpus: 1,
             timeout: Duration::from_secs(30 * 60),
         })
     }
@@ -73,6 +75,12 @@ impl Machine {
     /// Sets the memory of the machine, in GiB.
     pub(crate) fn with_memory(mut self, gib: u32) -> Self {
         self.memory_gib = gib;
+        self
+    }
+
+    /// Sets the number of its CPUs.
+    pub(crate) fn with_cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
         self
     }
 
@@ -120,7 +128,8 @@ impl Machine {
     fn qemu(&self, job: &Job, folder: &Path, console: &Path) -> Command {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args(["-machine", "q35,accel=tcg", "-cpu", CPU, "-smp", "1"])
+            .args(["-machine", "q35,accel=tcg", "-cpu", CPU])
+            .args(["-smp", &self.cpus.to_string()])
             .args(["-m", &format!("{}G", self.memory_gib)])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .arg("-kernel")

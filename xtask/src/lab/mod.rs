@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// Memory of the lab machine, in GiB.
     #[arg(long, default_value_t = 8, value_name = "GIB")]
     memory: u32,
+    /// CPUs of the lab machine. With several, its kernel was seen to die of QEMU's emulation.
+    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
+    cpus: u32,
     /// Give up after so many minutes.
     #[arg(long, default_value_t = 30, value_name = "MINUTES")]
     timeout: u64,
@@ -115,6 +118,7 @@ pub(crate) fn run(cache: &Cache, options: Options) -> Result<ExitCode> {
         Lab::Emulated(machine) => Lab::Emulated(
             machine
                 .with_memory(options.memory)
+                .with_cpus(options.cpus)
                 .with_timeout(Duration::from_secs(options.timeout * 60)),
         ),
     };

@@ -3,6 +3,9 @@
 //! A program's tests are dealt out in small groups, each of which gets a fresh lab, so no lab has
 //! much more to do than the other. What a test that kills its lab leaves over runs in another one.
 //!
+//! With `--long`, tests of what functions do in partitions run once more, with a guest kernel that
+//! checks itself.
+//!
 //! An emulated lab can stop for a reason of its own (its heartbeat is against the one that is known).
 //! So the test that was running gets a second lab; one that stops both has failed.
 
@@ -19,6 +22,7 @@ use anyhow::{Context, Result};
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
 use crate::cargo::{self, Program};
+use crate::kernel;
 use crate::lab::{Job, Lab, Sinks};
 use crate::libtest::{self, Tally};
 use crate::process::{output, step};
@@ -33,6 +37,15 @@ const LABS: usize = 2;
 /// For one group; a guest test takes seconds, so a group that takes this long hangs.
 const TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
+/// Programs that run once more with the debug kernel.
+const DEBUGGED: &[&str] = &["behave", "stress"];
+
+/// What the names of tests begin with that need it.
+const DEBUG_ONLY: &str = "with_the_debug_kernel_";
+
+/// How many times as long the debug kernel may take.
+const DEBUG_SCALE: &str = "6";
+
 /// The same where tests are to take their time.
 const LONG_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
@@ -43,6 +56,8 @@ struct Group {
     path: PathBuf,
     directory: PathBuf,
     tests: Vec<String>,
+    /// Our guest kernel, unless it is the usual one.
+    kernel: Option<PathBuf>,
     /// The one of them whose first lab stopped.
     again: Option<String>,
 }
@@ -81,6 +96,14 @@ pub(super) fn run(cache: &Cache, programs: &[Program], options: &Options) -> Res
     if queue.is_empty() {
         return Ok(Tally::default());
     }
+    if options.long {
+        let debugged = debugged(cache, &queue)?;
+        for group in &mut queue {
+            group.tests.retain(|name| !name.starts_with(DEBUG_ONLY));
+        }
+        queue.retain(|group| !group.tests.is_empty());
+        queue.extend(debugged);
+    }
     let artefacts = Artefacts::ensure(cache)?;
     let lab = Lab::find(cache, false)?;
     step("building tessera for the guest tests");
@@ -112,9 +135,25 @@ fn groups(program: &Program, filter: &str) -> Result<Vec<Group>> {
         path: program.path.clone(),
         directory: program.directory.clone(),
         tests: tests.to_vec(),
+        kernel: None,
         again: None,
     });
     Ok(groups.collect())
+}
+
+/// Those of the groups that run once more, with the debug kernel.
+fn debugged(cache: &Cache, groups: &VecDeque<Group>) -> Result<Vec<Group>> {
+    let chosen = groups.iter().filter(|group| DEBUGGED.contains(&group.label.as_str()));
+    let chosen: Vec<&Group> = chosen.collect();
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    let kernel = kernel::ensure_debug(cache)?;
+    let debugged = |group: &Group| {
+        let label = format!("{} with the debug kernel", group.label);
+        Group { label, kernel: Some(kernel.clone()), ..group.clone() }
+    };
+    Ok(chosen.into_iter().map(debugged).collect())
 }
 
 impl Bench {
@@ -172,7 +211,13 @@ impl Bench {
             .with_variable("TESSERA_BIN", &self.tessera)
             .with_variable("MEMCTL_BIN", &self.memctl);
         let job = if self.long { job.with_variable("TESSERA_LONG", "1") } else { job };
-        Ok(self.artefacts.given_to(job))
+        let job = self.artefacts.given_to(job);
+        Ok(match &group.kernel {
+            None => job,
+            Some(kernel) => job
+                .with_variable("TESSERA_VMLINUX", kernel)
+                .with_variable("TESSERA_TEST_TIMEOUT_SCALE", DEBUG_SCALE),
+        })
     }
 }
 
@@ -244,7 +289,7 @@ mod tests {
     fn a_test_whose_lab_stopped_gets_one_more_and_those_after_it_run_in_any_case() {
         let tests: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
         let (label, path, directory) = (String::new(), PathBuf::new(), PathBuf::new());
-        let group = Group { label, path, directory, tests, again: None };
+        let group = Group { label, path, directory, tests, kernel: None, again: None };
         let second = group.rest("test a ... ok\ntest b ... ").unwrap();
         assert_eq!((second.tests.join(" "), second.again.as_deref()), ("b c".into(), Some("b")));
         let third = second.rest("test b ... ").unwrap();
