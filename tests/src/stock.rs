@@ -85,15 +85,6 @@ impl Stock {
         self.shell("tessera-function prepare").map(drop)
     }
 
-    /// All partitions.
-    ///
-    /// # Errors
-    /// The API does not answer as it should.
-    pub fn partitions(&self) -> Result<Vec<Value>> {
-        let body = self.api().get("vm.partitions")?.expect(200)?.body;
-        body.as_array().cloned().context("no list of partitions")
-    }
-
     /// Adds a partition and returns its node. Does not wait for the guest to take it.
     ///
     /// # Errors
@@ -125,14 +116,6 @@ impl Stock {
         let gone = self.api().put_json("vm.remove-partition", &body)?.expect(200)?.body;
         ensure!(gone["state"] == "absent" && gone["plugged"] == 0, "not gone: {gone}");
         Ok(gone)
-    }
-
-    /// How many pages the guest's kernel has moved since it booted.
-    ///
-    /// # Errors
-    /// The guest does not say.
-    pub fn migrated(&self) -> Result<u64> {
-        Ok(self.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
     }
 
     /// What a line of a node's meminfo says, in KiB.

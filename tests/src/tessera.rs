@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::artefact::Artefact;
@@ -178,6 +179,35 @@ impl Tessera {
     /// As [`Console::shell`].
     pub fn shell(&self, command: &str) -> Result<String> {
         self.console.shell(command)
+    }
+
+    /// How many pages the guest's kernel has moved since it booted.
+    ///
+    /// # Errors
+    /// The guest does not say.
+    pub fn migrated(&self) -> Result<u64> {
+        Ok(self.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
+    }
+
+    /// The first lines, if any, in which the guest's kernel says that it has found itself in a
+    /// state that it should not be in, or that a test of its own has failed.
+    ///
+    /// # Errors
+    /// The guest does not say.
+    pub fn complaints(&self) -> Result<String> {
+        self.shell(
+            "dmesg | grep -E 'WARNING|BUG|Oops|Bad page|Bad rss|general protection|page dumped|\
+             pagealloc|not ok ' | head -5",
+        )
+    }
+
+    /// All partitions.
+    ///
+    /// # Errors
+    /// The API does not answer as it should.
+    pub fn partitions(&self) -> Result<Vec<Value>> {
+        let body = self.api().get("vm.partitions")?.expect(200)?.body;
+        body.as_array().cloned().context("no list of partitions")
     }
 
     /// The API.

@@ -195,11 +195,11 @@ fn a_liar_about_partitions_has_no_more_than_was_given() -> Result<()> {
     let (released, kept) = (parse(released)?, parse(kept)?);
     let over = cgroup.anonymous()?.saturating_sub(before + 2 * BLOCK);
     assert!(over < 4 * MIB, "{over} bytes over what it has touched");
-    let list = attack.vm.api().get("vm.partitions")?.expect(200)?.body;
-    let one = |id: &str| list.as_array().and_then(|list| list.iter().find(|one| one["id"] == id));
-    assert!(one("fn-1").is_none(), "{list}");
+    let list = attack.vm.partitions()?;
+    let one = |id: &str| list.iter().find(|one| one["id"] == id);
+    assert!(one("fn-1").is_none(), "{list:?}");
     let used = one("fn-2").map(|one| one["plugged"].clone());
-    assert_eq!(used, Some(json!(32 * MIB)), "{list}");
+    assert_eq!(used, Some(json!(32 * MIB)), "{list:?}");
     attack.runs(&format!("touch {kept:#x} write"))?;
     attack.survives()?;
     attack.end_with(&format!("touch {released:#x} read"), released, "in no partition")
@@ -209,7 +209,7 @@ fn a_liar_about_partitions_has_no_more_than_was_given() -> Result<()> {
 fn an_access_to_a_partition_that_is_not_plugged_names_it() -> Result<()> {
     let cgroup = Cgroup::new()?;
     let attack = Attack::with_partitions(&cgroup)?;
-    let list = attack.vm.api().get("vm.partitions")?.expect(200)?.body;
+    let list = attack.vm.partitions()?;
     assert_eq!(list[1]["id"], "fn-2");
     let address = list[1]["extents"][0]["addr"].as_u64().unwrap_or_default() + BLOCK;
     attack.end_with(&format!("touch {address:#x} write"), address, "in partition fn-2")

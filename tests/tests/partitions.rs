@@ -31,9 +31,7 @@ fn put(vm: &Tessera, call: &str, body: &Value) -> Result<Reply> {
 }
 
 fn find(vm: &Tessera, id: &str) -> Result<Option<Value>> {
-    let body = vm.api().get("vm.partitions")?.expect(200)?.body;
-    let list = body.as_array().context("no list")?;
-    Ok(list.iter().find(|one| one["id"] == id).cloned())
+    Ok(vm.partitions()?.into_iter().find(|one| one["id"] == id))
 }
 
 /// Adds a partition and waits until the guest has it.
@@ -72,10 +70,6 @@ fn end(vm: &Tessera) -> Result<()> {
     Ok(())
 }
 
-fn migrated(vm: &Tessera) -> Result<u64> {
-    Ok(vm.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
-}
-
 /// What the monitor's process has resident, guest memory included.
 fn resident(vm: &Tessera) -> Result<u64> {
     Ok(vm.process().mappings()?.iter().map(|mapping| mapping.resident).sum())
@@ -97,10 +91,10 @@ fn a_function_ends_in_one_request_and_no_page_is_migrated() -> Result<()> {
         reaches(&vm, "fn-1", "bound", SIZE)?;
         let busy = resident(&vm)?;
         assert!(busy > idle + 190 * MIB, "{} MiB, then {}", idle / MIB, busy / MIB);
-        let before = migrated(&vm)?;
+        let before = vm.migrated()?;
         end(&vm)?;
         is_gone(&vm, "fn-1")?;
-        assert_eq!(migrated(&vm)?, before);
+        assert_eq!(vm.migrated()?, before);
         assert_eq!(counter(&vm, "part_release")?, round);
         let after = resident(&vm)?;
         assert!(after < idle + 32 * MIB, "{} MiB, then {}", idle / MIB, after / MIB);

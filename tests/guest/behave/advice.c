@@ -271,6 +271,28 @@ static void lock(void)
 	expect_empty("used after its end", FN0);
 }
 
+/* A page that goes bad: the function is told, and nobody gets the page again. */
+
+static void poison_body(void)
+{
+	char *mem = map_memory(SIZE);
+
+	madvise(mem, SIZE, MADV_NOHUGEPAGE);
+	fill(mem, SIZE, 1);
+	expect_in("memory", mem, SIZE, IN_A);
+	madvise(mem + 16 * PAGE, PAGE, MADV_HWPOISON);
+	expect(0, "expected to be killed, was not");
+}
+
+static void poison(void)
+{
+	bind_to(FN0, "");
+	finish(start(FN0, poison_body), SIGBUS);
+	for (int i = 0; i < 100 && used(FN0) > (long)PAGE; i++)
+		usleep(50000);
+	expect_equal("used after its end", used(FN0), PAGE);
+}
+
 const struct behaviour advice_cases[] = {
 	{ "dontneed", dontneed },
 	{ "madv-free", madv_free },
@@ -282,5 +304,6 @@ const struct behaviour advice_cases[] = {
 	{ "reclaim-lists", reclaim_lists },
 	{ "reclaim-switch", reclaim_switch },
 	{ "mlock", lock },
+	{ "poison", poison },
 	{ NULL, NULL },
 };
