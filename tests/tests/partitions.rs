@@ -1,6 +1,7 @@
 //! Partitions of a guest with our kernel: a function's memory, taken and given back whole.
 
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use guest_tests::{Config, Reply, Result, Tessera, Vm, until, within};
@@ -191,6 +192,42 @@ fn a_reboot_asks_for_the_wanted_partitions_again() -> Result<()> {
     reaches(&vm, "stays", "bound", SIZE)?;
     end(&vm)?;
     reaches(&vm, "stays", "plugged", SIZE)?;
+    vm.power_off()
+}
+
+/// The kernel's bookkeeping for memory that is not plugged: 16 MiB for a gibibyte.
+#[test]
+fn bookkeeping_that_nobody_needs_goes_after_a_while() -> Result<()> {
+    let vm = vm()?;
+    let has = |size: u64| {
+        until(&format!("bookkeeping for {} MiB", size / MIB), within(20), || {
+            let told = vm.shell("cat /sys/bus/virtio/devices/*/partitions/prepared")?;
+            Ok((told == size.to_string()).then_some(()))
+        })
+    };
+    for id in ["first", "second", "third"] {
+        add(&vm, id, "manual")?;
+    }
+    has(3 * SIZE)?;
+    vm.shell("echo 1 > /sys/module/virtio_mem/parameters/trim_after")?;
+    let remove = |id: &str| {
+        let body = json!({"id": id, "timeout_ms": 30_000});
+        put(&vm, "vm.remove-partition", &body)?.expect(200).map(drop)
+    };
+    remove("first")?;
+    remove("third")?;
+    // What is plugged, and what the host wants prepared, stays.
+    has(2 * SIZE)?;
+    remove("second")?;
+    has(SIZE)?;
+    thread::sleep(Duration::from_secs(2));
+    has(SIZE)?;
+    for id in ["first", "second"] {
+        add(&vm, id, "auto")?;
+    }
+    has(2 * SIZE)?;
+    start(&vm)?;
+    end(&vm)?;
     vm.power_off()
 }
 

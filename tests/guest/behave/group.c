@@ -22,8 +22,7 @@ static void hold_body(void)
 		pause();
 }
 
-/* Killed, not ended. */
-static void killed(void)
+static void kill_function(void)
 {
 	pid_t pid;
 
@@ -32,19 +31,19 @@ static void killed(void)
 	await(1);
 	kill(pid, SIGKILL);
 	finish(pid, SIGKILL);
+}
+
+/* Killed, not ended. */
+static void killed(void)
+{
+	kill_function();
 	expect_empty("used after its end", FN0);
 }
 
 /* Without "none": the removal of the control group is enough. */
 static void removed(void)
 {
-	pid_t pid;
-
-	bind_to(FN0, "");
-	pid = start(FN0, hold_body);
-	await(1);
-	kill(pid, SIGKILL);
-	finish(pid, SIGKILL);
+	kill_function();
 	expect_equal("rmdir", rmdir(FN0) ? errno : 0, 0);
 	expect_gone("A after its control group was removed", FN0);
 }
