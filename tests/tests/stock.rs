@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use guest_tests::{GIB, MIB, Result, Stock, is_long, until, within};
 use serde_json::{Value, json};
 
@@ -11,10 +12,6 @@ const SLOT: u64 = 128 * MIB;
 
 /// What tells Linux to keep plugged memory for what can be moved.
 const WORDS: &str = "memhp_default_state=online_movable";
-
-/// Debian's kernel clears each page that it takes, and so each of those that it takes to give them
-/// back. This has it not do so.
-const QUICK: &str = "memhp_default_state=online_movable init_on_alloc=0";
 
 /// A guest with so many slots.
 fn debian(slots: u64, size: u64, words: &str) -> Result<Stock> {
@@ -170,33 +167,54 @@ const SURVIVORS: usize = 3;
 #[test]
 #[ignore = "takes ten minutes: cargo xtask test --long"]
 fn a_gibibyte_is_back_many_times_sooner_than_from_plain_virtio_mem() -> Result<()> {
-    let (slots, plain) = (released_from_a_slot()?, released_from_among_survivors()?);
-    let times = plain.as_secs_f64() / slots.as_secs_f64();
-    println!(
-        "1 GiB is back after {slots:?} from a slot, {plain:?} from plain virtio-mem: {times:.1}"
-    );
-    assert!(times >= 15.0, "only {times:.1} times sooner");
+    for words in ["init_on_alloc=1", "init_on_alloc=0"] {
+        for thp in ["always", "never"] {
+            let words = format!("{WORDS} {words}");
+            let (offline, slot) = released_from_a_slot(&words, thp)?;
+            let plain = released_from_among_survivors(&words, thp)?;
+            let times = |took: Duration| plain.as_secs_f64() / took.as_secs_f64();
+            println!(
+                "{words}, huge pages {thp}: 1 GiB offline in {offline:?}, and back {slot:?} after the \
+                 request; from plain virtio-mem {plain:?}: {:.1} times sooner, {:.1} with both",
+                times(slot),
+                times(offline + slot)
+            );
+            assert!(times(slot) >= 15.0, "too late");
+        }
+    }
     Ok(())
 }
 
-fn released_from_a_slot() -> Result<Duration> {
-    let vm = debian(1 + SURVIVORS as u64, GIB, QUICK)?;
+/// How long the script takes to have the memory offline once the function is gone, and the removal
+/// after that.
+fn released_from_a_slot(words: &str, thp: &str) -> Result<(Duration, Duration)> {
+    let vm = debian(1 + SURVIVORS as u64, GIB, words)?;
+    vm.shell(&format!("echo {thp} > /sys/kernel/mm/transparent_hugepage/enabled"))?;
     for n in 1..=4 {
         vm.add(&format!("fn-{n}"), GIB)?;
     }
     vm.shell("for n in 1 2 3 4; do start $n 1024 hog 1 1000; done")?;
     vm.shell("for n in 1 2 3 4; do await $n ready || break; done")?;
-    vm.shell("echo 1 > /sys/fs/cgroup/functions/fn-2/cgroup.kill; sleep 2")?;
     let before = vm.migrated()?;
+    let times = vm.shell(
+        "echo 1 > /sys/fs/cgroup/functions/fn-2/cgroup.kill; \
+         while [ -d /sys/fs/cgroup/functions/fn-2 ]; do sleep 0.01; done; \
+         read begin _ < /proc/uptime; while grep -q online /sys/devices/system/node/node2/memory*/state; do sleep 0.01; done; \
+         read end _ < /proc/uptime; echo $begin $end",
+    )?;
+    let (begin, end) = times.split_once(' ').context("no times")?;
+    let offline = Duration::from_secs_f64(end.parse::<f64>()? - begin.parse::<f64>()?);
     let gone = vm.remove("fn-2")?;
-    println!("from a slot: {gone}, {} pages migrated", vm.migrated()? - before);
-    Ok(Duration::from_micros(micros(&gone, "removal_us")))
+    println!("from a slot: {gone}");
+    assert_eq!(vm.migrated()?, before, "pages migrated");
+    Ok((offline, Duration::from_micros(micros(&gone, "removal_us"))))
 }
 
-fn released_from_among_survivors() -> Result<Duration> {
+fn released_from_among_survivors(words: &str, thp: &str) -> Result<Duration> {
     let memory = json!({"hotplug_method": "VirtioMem", "hotplug_size": 4 * GIB,
                         "hotplugged_size": 4 * GIB});
-    let vm = Stock::debian(&memory, QUICK)?;
+    let vm = Stock::debian(&memory, words)?;
+    vm.shell(&format!("echo {thp} > /sys/kernel/mm/transparent_hugepage/enabled"))?;
     let reaches = |size: u64| {
         until("the guest's memory", within(120), || {
             let info = vm.api().get("vm.info")?.expect(200)?.body;
