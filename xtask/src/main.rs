@@ -45,9 +45,10 @@ enum Command {
     Setup,
     /// Build the guest kernel and print the path of its vmlinux.
     Kernel {
-        /// Instead, build and boot a small kernel after each patch of the series: half an hour.
-        #[arg(long)]
-        series: bool,
+        /// Instead, build and boot a small kernel in each configuration, and after each patch of
+        /// the series from PATCH on (0011, say): three minutes each.
+        #[arg(long, value_name = "PATCH", num_args = 0..=1, default_missing_value = "")]
+        series: Option<String>,
         /// Instead, build the kernel that checks itself (KASAN, lockdep, DEBUG_VM and more).
         #[arg(long, conflicts_with = "series")]
         debug: bool,
@@ -80,7 +81,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let cache = Cache::open()?;
     match command {
         Command::Setup => setup::everything(&cache)?,
-        Command::Kernel { series: true, .. } => series::check(&cache)?,
+        Command::Kernel { series: Some(first), .. } => series::check(&cache, &first)?,
         Command::Kernel { debug: true, .. } => {
             println!("{}", kernel::ensure_debug(&cache)?.display())
         }
