@@ -18,8 +18,9 @@ fn debian(slots: u64, size: u64, words: &str) -> Result<Stock> {
     // Its kernel has no channel, so auto means slots.
     let partitions = json!({"mode": "auto", "size": GIB, "slots": slots, "slot_size": size});
     let vm = Stock::debian(&json!({"partitions": partitions}), words)?;
-    // Runs a command as a function on the node of its number, and waits for what it prints. That goes through a pipe: a file in memory that it wrote would lie on its
-    // node. Waits give up, and show why.
+    // Runs a command as a function on the node of its number, and waits for what it prints. That
+    // goes through a pipe: a file in memory that it wrote would lie on its node. Waits give up, and
+    // show why.
     vm.shell(
         "start() { (tessera-function run fn-$1 \"$@\" 2>&1 | cat > /run/out$1) & }; \
          await() { i=0; until grep -q \"$2\" /run/out$1; do sleep 0.3; i=$((i + 1)); \
@@ -199,7 +200,8 @@ fn released_from_a_slot(words: &str, thp: &str) -> Result<(Duration, Duration)> 
     let times = vm.shell(
         "echo 1 > /sys/fs/cgroup/functions/fn-2/cgroup.kill; \
          while [ -d /sys/fs/cgroup/functions/fn-2 ]; do sleep 0.01; done; \
-         read begin _ < /proc/uptime; while grep -q online /sys/devices/system/node/node2/memory*/state; do sleep 0.01; done; \
+         read begin _ < /proc/uptime; \
+         while grep -q online /sys/devices/system/node/node2/memory*/state; do sleep 0.01; done; \
          read end _ < /proc/uptime; echo $begin $end",
     )?;
     let (begin, end) = times.split_once(' ').context("no times")?;
@@ -222,7 +224,7 @@ fn released_from_among_survivors(words: &str, thp: &str) -> Result<Duration> {
         })
     };
     reaches(512 * MIB + 4 * GIB)?;
-    vm.shell("hog 4 1000 > /run/out & i=0; until grep -q ready /run/out; do sleep 0.2; done")?;
+    vm.shell("hog 4 1000 > /run/out & until grep -q ready /run/out; do sleep 0.2; done")?;
     vm.shell("kill -9 $(sed -n 's/^hog 1 \\([0-9]\\)/\\1/p' /run/out); sleep 2")?;
     let before = vm.migrated()?;
     let begin = Instant::now();
