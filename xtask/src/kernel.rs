@@ -36,13 +36,7 @@ pub(crate) struct Inputs {
 
 /// Gives the kernel for the present patches and fragments, and builds it when it is missing.
 pub(crate) fn ensure(cache: &Cache) -> Result<Kernel> {
-    setup::packages()?;
-    let inputs = Inputs::in_workspace()?;
-    let version = setup::installed_version(SOURCE_PACKAGE)?;
-    let dir = cache.artefact("kernel", &inputs.key(&version)?, |dir| {
-        step(&format!("building the guest kernel {version}: 4 to 8 minutes on two cores"));
-        build(&inputs, dir)
-    })?;
+    let dir = built(cache, "kernel", &Inputs::in_workspace()?, "4 to 8 minutes")?;
     Ok(Kernel {
         vmlinux: dir.join("vmlinux"),
         bzimage: dir.join("bzImage"),
@@ -52,14 +46,18 @@ pub(crate) fn ensure(cache: &Cache) -> Result<Kernel> {
 
 /// Gives the vmlinux of the kernel that checks itself, and builds it when it is missing.
 pub(crate) fn ensure_debug(cache: &Cache) -> Result<PathBuf> {
-    setup::packages()?;
-    let inputs = Inputs::for_debugging()?;
-    let version = setup::installed_version(SOURCE_PACKAGE)?;
-    let dir = cache.artefact("debug-kernel", &inputs.key(&version)?, |dir| {
-        step(&format!("building the debug kernel {version}: 10 to 15 minutes on two cores"));
-        build(&inputs, dir)
-    })?;
+    let dir = built(cache, "debug-kernel", &Inputs::for_debugging()?, "7 to 15 minutes")?;
     Ok(dir.join("vmlinux"))
+}
+
+/// The folder of the kernel `name` that these inputs make; `time` is what building it takes.
+fn built(cache: &Cache, name: &str, inputs: &Inputs, time: &str) -> Result<PathBuf> {
+    setup::packages()?;
+    let version = setup::installed_version(SOURCE_PACKAGE)?;
+    cache.artefact(name, &inputs.key(&version)?, |dir| {
+        step(&format!("building the guest {name} {version}: {time} on two cores"));
+        build(inputs, dir)
+    })
 }
 
 impl Inputs {

@@ -45,8 +45,8 @@ enum Command {
     Setup,
     /// Build the guest kernel and print the path of its vmlinux.
     Kernel {
-        /// Instead, build and boot a small kernel in each configuration, and after each patch of
-        /// the series from PATCH on (0011, say): three minutes each.
+        /// Instead, build and boot a small kernel after each patch of the series, from PATCH on
+        /// (0011, say), and in each configuration of all of them: three minutes each.
         #[arg(long, value_name = "PATCH", num_args = 0..=1, default_missing_value = "")]
         series: Option<String>,
         /// Instead, build the kernel that checks itself (KASAN, lockdep, DEBUG_VM and more).

@@ -37,6 +37,9 @@ const LABS: usize = 2;
 /// For one group; a guest test takes seconds, so a group that takes this long hangs.
 const TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
+/// The same where tests are to take their time.
+const LONG_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
 /// Programs that run once more with the debug kernel.
 const DEBUGGED: &[&str] = &["behave", "stress"];
 
@@ -45,9 +48,6 @@ const DEBUG_ONLY: &str = "with_the_debug_kernel_";
 
 /// How many times as long the debug kernel may take.
 const DEBUG_SCALE: &str = "6";
-
-/// The same where tests are to take their time.
-const LONG_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// Some tests of one program.
 #[derive(Clone)]
@@ -144,16 +144,11 @@ fn groups(program: &Program, filter: &str) -> Result<Vec<Group>> {
 /// Those of the groups that run once more, with the debug kernel.
 fn debugged(cache: &Cache, groups: &VecDeque<Group>) -> Result<Vec<Group>> {
     let chosen = groups.iter().filter(|group| DEBUGGED.contains(&group.label.as_str()));
-    let chosen: Vec<&Group> = chosen.collect();
-    if chosen.is_empty() {
-        return Ok(Vec::new());
-    }
-    let kernel = kernel::ensure_debug(cache)?;
     let debugged = |group: &Group| {
         let label = format!("{} with the debug kernel", group.label);
-        Group { label, kernel: Some(kernel.clone()), ..group.clone() }
+        Ok(Group { label, kernel: Some(kernel::ensure_debug(cache)?), ..group.clone() })
     };
-    Ok(chosen.into_iter().map(debugged).collect())
+    chosen.map(debugged).collect()
 }
 
 impl Bench {
