@@ -181,6 +181,15 @@ impl Tessera {
         self.console.shell(command)
     }
 
+    /// Mounts the control groups at `/cg`, where those of functions may account their memory.
+    ///
+    /// # Errors
+    /// The guest can't.
+    pub fn mount_cgroups(&self) -> Result<()> {
+        let mount = "mkdir -p /cg; mount -t cgroup2 cg /cg";
+        self.shell(&format!("{mount}; echo +memory > /cg/cgroup.subtree_control")).map(drop)
+    }
+
     /// How many pages the guest's kernel has moved since it booted.
     ///
     /// # Errors

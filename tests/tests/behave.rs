@@ -31,7 +31,7 @@ fn vm(prepare: &str) -> Result<Tessera> {
         // What the OOM killer says is in dmesg, and not among the answers of the shell.
         .cmdline("memhp_default_state=online_movable loglevel=2");
     let vm = Vm::from(config).boot()?;
-    vm.shell("mkdir -p /cg; mount -t cgroup2 cg /cg; echo +memory > /cg/cgroup.subtree_control")?;
+    vm.mount_cgroups()?;
     vm.shell("mount -t debugfs debug /sys/kernel/debug")?;
     // Linux has none where there is less than 512 MiB at its start.
     vm.shell("echo always > /sys/kernel/mm/transparent_hugepage/enabled")?;
@@ -218,17 +218,21 @@ fn memory_beside_the_partitions_grows_and_shrinks_under_a_function() -> Result<(
     vm.power_off()
 }
 
+/// Asks for a removal that is refused because of what is in use; returns the first partition then.
+fn kept(vm: &Tessera, removal: &Value) -> Result<Value> {
+    let refused = vm.api().put_json("vm.remove-partition", removal)?.expect(409)?.body.to_string();
+    anyhow::ensure!(refused.contains("in use"), "{refused}");
+    vm.partitions()?.into_iter().next().context("no partition is left")
+}
+
 /// What one function has alone and what two share moves out; what a pipe holds can't, for a while.
 #[test]
 fn evacuation_leaves_what_is_held_and_takes_it_when_it_is_let_go() -> Result<()> {
     let vm = vm("true")?;
     let places = add(&vm)?;
     start(&vm, &format!("evacuated{places}"))?;
-    let body = json!({"id": "A", "timeout_ms": 4_000, "evacuate": true});
-    let refused = vm.api().put_json("vm.remove-partition", &body)?.expect(409)?.body.to_string();
-    assert!(refused.contains("in use"), "{refused}");
-    let left = vm.partitions()?;
-    assert_eq!((&left[0]["id"], &left[0]["stuck"]), (&json!("A"), &json!(16 * 4096)), "{left:?}");
+    let left = kept(&vm, &json!({"id": "A", "timeout_ms": 4_000, "evacuate": true}))?;
+    assert_eq!((&left["id"], &left["stuck"]), (&json!("A"), &json!(16 * 4096)), "{left:?}");
     vm.shell("touch /tmp/stop")?;
     ends_well(&vm)?;
     all_are_gone(&vm)?;
@@ -248,11 +252,8 @@ fn with_the_debug_kernel_a_page_that_went_bad_keeps_its_partition() -> Result<()
     until("the other partition to be gone", within(10), || {
         Ok((vm.partitions()?.len() == 1).then_some(()))
     })?;
-    let body = json!({"id": "A", "timeout_ms": 2_000});
-    let refused = vm.api().put_json("vm.remove-partition", &body)?.expect(409)?.body.to_string();
-    assert!(refused.contains("in use"), "{refused}");
-    let left = vm.partitions()?;
-    assert_eq!((&left[0]["id"], &left[0]["used"]), (&json!("A"), &json!(4096)), "{left:?}");
+    let left = kept(&vm, &json!({"id": "A", "timeout_ms": 2_000}))?;
+    assert_eq!((&left["id"], &left["used"]), (&json!("A"), &json!(4096)), "{left:?}");
     assert_eq!(vm.complaints()?, "");
     vm.power_off()
 }

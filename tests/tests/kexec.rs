@@ -58,10 +58,8 @@ impl Guest {
     /// A function starts in the partition, and has memory there.
     fn works(&self) -> Result<()> {
         assert_eq!(self.partition("plugged")?["used"].as_u64().unwrap_or_default(), 0);
-        self.vm.shell(
-            "mkdir -p /cg; mount -t cgroup2 cg /cg; echo +memory > /cg/cgroup.subtree_control; \
-             mkdir /cg/fn0; echo auto > /cg/fn0/memory.partition",
-        )?;
+        self.vm.mount_cgroups()?;
+        self.vm.shell("mkdir /cg/fn0; echo auto > /cg/fn0/memory.partition")?;
         let mib = USED / MIB;
         self.vm.shell(&format!(
             "(hog 1 {mib} cgroup=/cg/fn > /out 2>&1 &); \

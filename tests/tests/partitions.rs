@@ -22,7 +22,7 @@ fn vm() -> Result<Tessera> {
 }
 
 fn control_group(vm: &Tessera) -> Result<()> {
-    vm.shell("mkdir -p /cg; mount -t cgroup2 cg /cg; echo +memory > /cg/cgroup.subtree_control")?;
+    vm.mount_cgroups()?;
     vm.shell("mkdir /cg/fn0")?;
     Ok(())
 }

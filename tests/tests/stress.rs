@@ -37,7 +37,7 @@ fn vm() -> Result<Tessera> {
         // What the OOM killer says is in dmesg, and not among the answers of the shell.
         .cmdline("loglevel=2");
     let vm = Vm::from(config).boot()?;
-    vm.shell("mkdir -p /cg; mount -t cgroup2 cg /cg; echo +memory > /cg/cgroup.subtree_control")?;
+    vm.mount_cgroups()?;
     vm.shell("echo 256M > /sys/block/zram0/disksize; mkswap /dev/zram0; swapon /dev/zram0")?;
     // Else each CPU keeps up to 64 MiB of free pages for itself, which count as used.
     vm.shell("echo 1000 > /proc/sys/vm/percpu_pagelist_high_fraction")?;
@@ -167,8 +167,9 @@ fn functions_come_and_go_in_partitions_and_nothing_is_lost_or_left() -> Result<(
     assert!(!told.contains("FAIL") && told.contains("failures 0"), "{told}");
     let lives = told.split("lives ").nth(1).and_then(|text| text.split(' ').next());
     let lives: u64 = lives.context("no count of lives")?.parse()?;
-    // The debug kernel takes its time.
-    assert!(lives >= seconds / 6 && added >= seconds / 6, "too little was done: {told}");
+    // A guest that is so many times slower does so many times less.
+    let least = seconds as f64 / within(1).as_secs_f64();
+    assert!(lives as f64 >= least && added as f64 >= least, "too little was done: {told}");
     let complaints = vm.complaints()?;
     assert!(complaints.is_empty(), "{complaints}");
     nothing_is_left(&mut host, before)?;
