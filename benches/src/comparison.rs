@@ -39,8 +39,8 @@ pub struct Merit {
     pub unit: Unit,
     /// What each contender reached, ours first. There is at least one.
     pub entries: Vec<Entry>,
-    /// What the project promises: ours is at most so many times the named contender's median.
-    pub goal: Option<Promise>,
+    /// What the project promises: ours is at most so many times a named contender's median.
+    pub goals: Vec<Promise>,
 }
 
 /// What one contender reached.
@@ -64,13 +64,13 @@ pub struct Promise {
 impl Merit {
     /// A figure of merit without a promise.
     pub fn new(name: &str, unit: Unit, entries: Vec<Entry>) -> Self {
-        Self { name: name.to_owned(), unit, entries, goal: None }
+        Self { name: name.to_owned(), unit, entries, goals: Vec::new() }
     }
 
     /// Ours is to be at most `ratio` times the median of `base`.
     #[must_use]
     pub fn promised(mut self, base: &str, ratio: f64) -> Self {
-        self.goal = Some(Promise { base: base.to_owned(), ratio });
+        self.goals.push(Promise { base: base.to_owned(), ratio });
         self
     }
 
@@ -80,13 +80,18 @@ impl Merit {
         (ours > 0.0).then(|| entry.samples.median() / ours)
     }
 
-    /// Whether the promise is kept; `None` without one.
+    /// Whether all promises are kept; `None` without one.
     pub fn kept(&self) -> Option<bool> {
-        Some(self.entries.first()?.samples.median() <= self.limit()?)
+        let kept: Vec<bool> = self.goals.iter().filter_map(|goal| self.keeps(goal)).collect();
+        (!kept.is_empty()).then(|| kept.into_iter().all(|kept| kept))
     }
 
-    fn limit(&self) -> Option<f64> {
-        let promise = self.goal.as_ref()?;
+    fn keeps(&self, promise: &Promise) -> Option<bool> {
+        Some(self.entries.first()?.samples.median() <= self.limit(promise)?)
+    }
+
+    /// The most that ours may be, where the contender was measured.
+    fn limit(&self, promise: &Promise) -> Option<f64> {
         let base = self.entries.iter().find(|entry| entry.name == promise.base)?;
         Some(base.samples.median() * promise.ratio)
     }
@@ -98,12 +103,20 @@ impl Merit {
             colour: colour(index),
             note: self.note(index, entry),
         };
-        let goal = self.goal.as_ref().zip(self.limit()).map(|(promise, value)| Goal {
-            value,
-            label: format!("goal: {} x {}", promise.ratio, promise.base),
+        let goals = self.goals.iter().filter_map(|promise| {
+            let label = format!("goal: {} x {}", promise.ratio, promise.base);
+            Some(Goal { value: self.limit(promise)?, label })
         });
+        // Who keeps the hardest keeps all.
+        let goal = goals.min_by(|one, other| one.value.total_cmp(&other.value));
         let rows = self.entries.iter().enumerate().map(row).collect();
         Panel { title: self.name.clone(), unit: self.unit, rows, goal }
+    }
+
+    /// Whether a promise is kept, in words.
+    fn verdict(&self, promise: &Promise) -> Option<String> {
+        let met = if self.keeps(promise)? { "met" } else { "not met" };
+        Some(format!("; goal {} x {}: {met}", promise.ratio, promise.base))
     }
 
     /// How many times ours another contender is.
@@ -160,14 +173,9 @@ impl Comparison {
                     merit.note(index, entry),
                 ]);
             }
-            let verdict = match (&merit.goal, merit.kept()) {
-                (Some(promise), Some(kept)) => {
-                    let met = if kept { "met" } else { "not met" };
-                    format!("; goal {} x {}: {met}", promise.ratio, promise.base)
-                }
-                _ => String::new(),
-            };
-            text += &format!("\n{prefix}{}{verdict}\n\n{}", merit.name, format(&table));
+            let verdicts: String =
+                merit.goals.iter().filter_map(|goal| merit.verdict(goal)).collect();
+            text += &format!("\n{prefix}{}{verdicts}\n\n{}", merit.name, format(&table));
         }
         text
     }

@@ -13,6 +13,7 @@ pub mod events;
 pub mod facts;
 pub mod figure;
 pub mod hogs;
+pub mod hugetlb;
 pub mod kvm_stats;
 pub mod place;
 pub mod process;

@@ -32,12 +32,14 @@ pub struct Functions {
     pub size: u64,
     /// Whether they do without huge pages.
     pub small_pages: bool,
+    /// Whether their guest has huge pages that the host keeps for guests (hugetlb); Tessera only.
+    pub kept_pages: bool,
 }
 
 impl Functions {
     /// `count` functions of `size` bytes, with huge pages.
     pub fn new(count: u64, size: u64) -> Self {
-        Self { count, size, small_pages: false }
+        Self { count, size, small_pages: false, kept_pages: false }
     }
 
     /// Memory for all of them, in bytes.
@@ -98,7 +100,7 @@ impl Scene {
     /// # Errors
     /// The guest has no room for them.
     pub fn start(&self) -> Result<Hogs<'_>> {
-        let Functions { count, size, small_pages } = self.functions;
+        let Functions { count, size, small_pages, .. } = self.functions;
         let options = format!("cgroup=/sys/fs/cgroup/fn thp={}", u8::from(!small_pages));
         let slack = if self.way == Way::Node { NODE_SLACK } else { SLACK };
         Hogs::start(&self.vm, count, (size - slack) / MIB, &options)
@@ -152,7 +154,7 @@ impl Scene {
         let (migrated, host) = (self.migrated()?, self.host()?);
         let cpu = CpuTime::of_process(self.vm.pid())?;
         let asked = Instant::now();
-        self.take_back(number, left)?;
+        self.take_back(number)?;
         let (time, from_kill) = (asked.elapsed(), killed.elapsed());
         let cpu = CpuTime::of_process(self.vm.pid())?.since(&cpu);
         let after = self.host()?;
@@ -215,7 +217,12 @@ impl Scene {
         Ok(())
     }
 
-    fn take_back(&self, number: u64, left: u64) -> Result<()> {
+    /// Takes the memory of function `number` back, and does nothing else in the guest.
+    ///
+    /// # Errors
+    /// The guest does not give it.
+    pub fn take_back(&self, number: u64) -> Result<()> {
+        let left = self.functions.count - number - 1;
         match self.way {
             Way::Partition | Way::Node => {
                 let id = format!("fn{number}");

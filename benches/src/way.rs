@@ -75,6 +75,9 @@ impl Way {
                 guest.balloon = true;
             }
         }
+        if functions.kept_pages {
+            guest.memory["hugepages"] = json!(true);
+        }
         guest
     }
 }

@@ -20,6 +20,9 @@ const PATIENCE: &str = "5";
 pub(crate) struct Options {
     /// Run only the program of this name.
     name: Option<String>,
+    /// CPUs of the lab machine, where there is one: `neighbour` is about what shares a CPU with what.
+    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
+    cpus: u32,
     /// Where the programs write their results.
     #[arg(long, value_name = "DIR", default_value = "benches/results")]
     output: PathBuf,
@@ -41,7 +44,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         bail!("no benchmark program of that name");
     }
     let output = workspace().join(&options.output);
-    let lab = Lab::find(cache, false)?;
+    let lab = Lab::find(cache, false)?.with_cpus(options.cpus);
     for program in programs {
         step(&format!("bench {}", program.name));
         let job = Job::new(vec![program.path.into()])?

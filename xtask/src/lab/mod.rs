@@ -80,6 +80,14 @@ impl Lab {
         Ok(Lab::Emulated(Machine::ensure(cache)?))
     }
 
+    /// So many CPUs in an emulated machine.
+    pub(crate) fn with_cpus(self, cpus: u32) -> Self {
+        match self {
+            Lab::Host => Lab::Host,
+            Lab::Emulated(machine) => Lab::Emulated(machine.with_cpus(cpus)),
+        }
+    }
+
     /// Runs a job with the terminal as its output, and gives its status.
     pub(crate) fn run(&self, job: &Job) -> Result<u8> {
         match self {
@@ -113,12 +121,11 @@ pub(crate) fn run(cache: &Cache, options: Options) -> Result<ExitCode> {
     if options.artefacts {
         job = Artefacts::ensure(cache)?.given_to(job);
     }
-    let lab = match Lab::find(cache, options.emulate)? {
+    let lab = match Lab::find(cache, options.emulate)?.with_cpus(options.cpus) {
         Lab::Host => Lab::Host,
         Lab::Emulated(machine) => Lab::Emulated(
             machine
                 .with_memory(options.memory)
-                .with_cpus(options.cpus)
                 .with_timeout(Duration::from_secs(options.timeout * 60)),
         ),
     };
