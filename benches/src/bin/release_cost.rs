@@ -4,14 +4,20 @@
 //! No guest and no KVM: memory of a virtio-mem region is opened, touched page by page and released
 //! as a guest's request would have it released; next to it an ordinary anonymous mapping of the
 //! same size is touched in the same way and unmapped. Both in turn, with small and with huge pages.
+//! Meanwhile another thread asks the kernel for other pages of this process, as a vCPU does that
+//! runs another function and touches fresh memory: how long it waits at most is shown too.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::MIB;
 use benches::facts::Machine;
@@ -38,6 +44,17 @@ const BARE: &str = "munmap alone";
 
 /// What the project promises.
 const GOAL: f64 = 1.2;
+
+/// Between two page faults of the other thread.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// What one release cost.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    time: Duration,
+    /// The longest that a page fault elsewhere took meanwhile.
+    wait: Duration,
+}
 
 /// How to run the measurement.
 #[derive(Parser)]
@@ -70,13 +87,18 @@ fn run(options: &Options) -> Result<()> {
         for &mib in &options.sizes {
             let size = usize::try_from(mib * MIB)?;
             let (ours, bare) = measure(size, huge, options.runs)?;
-            let entry = |name: &str, times: &[Duration]| -> Result<Entry> {
-                let seconds = times.iter().map(Duration::as_secs_f64).collect();
-                Ok(Entry { name: name.to_owned(), samples: Samples::new(seconds)? })
+            let merit = |name: &str, value: fn(&Cost) -> Duration| -> Result<Merit> {
+                let entry = |name: &str, costs: &[Cost]| -> Result<Entry> {
+                    let seconds = costs.iter().map(|cost| value(cost).as_secs_f64()).collect();
+                    Ok(Entry { name: name.to_owned(), samples: Samples::new(seconds)? })
+                };
+                let entries = vec![entry(OURS, &ours)?, entry(BARE, &bare)?];
+                Ok(Merit::new(name, Unit::Seconds, entries))
             };
-            let entries = vec![entry(OURS, &ours)?, entry(BARE, &bare)?];
-            let merit = Merit::new(&format!("{mib} MiB, {pages}"), Unit::Seconds, entries);
-            merits.push(merit.promised(BARE, GOAL));
+            let name = format!("{mib} MiB, {pages}");
+            merits.push(merit(&name, |cost| cost.time)?.promised(BARE, GOAL));
+            let name = format!("{name}: the longest page fault elsewhere meanwhile");
+            merits.push(merit(&name, |cost| cost.wait)?);
         }
     }
     let comparison = Comparison {
@@ -90,8 +112,8 @@ fn run(options: &Options) -> Result<()> {
     comparison.publish(&options.out)
 }
 
-/// The times of both, one run of each to warm up.
-fn measure(size: usize, huge: bool, runs: u32) -> Result<(Vec<Duration>, Vec<Duration>)> {
+/// The costs of both, one run of each to warm up.
+fn measure(size: usize, huge: bool, runs: u32) -> Result<(Vec<Cost>, Vec<Cost>)> {
     let (memory, mut blocks) = region(size, huge)?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..=runs {
@@ -120,26 +142,58 @@ fn region(size: usize, huge: bool) -> Result<(Arc<GuestMemory>, HotplugMemory)> 
     Ok((ram.memory, blocks))
 }
 
-fn release(memory: &GuestMemory, blocks: &mut HotplugMemory, size: usize) -> Result<Duration> {
+fn release(memory: &GuestMemory, blocks: &mut HotplugMemory, size: usize) -> Result<Cost> {
     blocks.open(0..size as u64)?;
     for at in (0..size).step_by(PAGE) {
         memory.write_obj(1u8, GuestAddress(START + at as u64))?;
     }
-    let start = Instant::now();
-    blocks.release(0..size as u64)?;
-    let time = start.elapsed();
+    let cost = watched(|| Ok(blocks.release(0..size as u64)?))?;
     ensure!(memory.read_obj::<u8>(GuestAddress(START)).is_err(), "released memory can be read");
-    Ok(time)
+    Ok(cost)
 }
 
-fn unmap(size: usize, huge: bool) -> Result<Duration> {
+fn unmap(size: usize, huge: bool) -> Result<Cost> {
     let mut mapping = MmapMut::map_anon(size + HUGE_PAGE)?;
     mapping.advise(if huge { Advice::HugePage } else { Advice::NoHugePage })?;
     let skip = mapping.as_ptr().align_offset(HUGE_PAGE);
     for at in (skip..skip + size).step_by(PAGE) {
         mapping[at] = 1;
     }
-    let start = Instant::now();
-    drop(mapping);
-    Ok(start.elapsed())
+    watched(|| {
+        drop(mapping);
+        Ok(())
+    })
+}
+
+/// What `work` costs, and what it costs a page fault elsewhere.
+///
+/// Linux resolves a vCPU's page fault, as it does an access through `/proc/self/mem`, with the lock
+/// of the whole address space.
+fn watched(work: impl FnOnce() -> Result<()>) -> Result<Cost> {
+    let elsewhere = MmapMut::map_anon(PAGE)?;
+    let (address, memory) = (elsewhere.as_ptr() as u64, File::open("/proc/self/mem")?);
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let prober = scope.spawn(|| -> Result<Duration> {
+            let mut longest = Duration::ZERO;
+            while !done.load(Ordering::Acquire) {
+                let start = Instant::now();
+                memory.read_at(&mut [0], address)?;
+                if ready.swap(true, Ordering::AcqRel) {
+                    longest = longest.max(start.elapsed());
+                }
+                thread::sleep(PAUSE);
+            }
+            Ok(longest)
+        });
+        while !ready.load(Ordering::Acquire) && !prober.is_finished() {
+            thread::yield_now();
+        }
+        let start = Instant::now();
+        let worked = work();
+        let time = start.elapsed();
+        done.store(true, Ordering::Release);
+        let wait = prober.join().map_err(|_| anyhow!("the prober panicked"))??;
+        worked.map(|()| Cost { time, wait })
+    })
 }

@@ -67,7 +67,12 @@ impl Mapping {
         self.replace(range, libc::PROT_READ | libc::PROT_WRITE, flags(memory, file.is_some()), file)
     }
 
-    /// Makes `range` inaccessible and frees what is private of it, in one call.
+    /// Frees what is private of `range`, and takes what is shared out of reach until it is touched.
+    pub(super) fn discard(&self, range: &Range<usize>) -> io::Result<()> {
+        self.advise(range, libc::MADV_DONTNEED)
+    }
+
+    /// Makes `range` inaccessible and frees what is still there of what is private.
     pub(super) fn close(&self, range: &Range<usize>) -> io::Result<()> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         self.replace(range, libc::PROT_NONE, flags, None)
@@ -127,8 +132,9 @@ impl Mapping {
         if range.start > range.end || range.end > self.size {
             return Err(ErrorKind::InvalidInput.into());
         }
-        // SAFETY: the range lies inside this mapping, and none of the advices used here (HUGEPAGE,
-        // NOHUGEPAGE, MERGEABLE, POPULATE_WRITE, DONTDUMP) changes its contents.
+        // SAFETY: the range lies inside this mapping, and of the advices used here (HUGEPAGE,
+        // NOHUGEPAGE, MERGEABLE, POPULATE_WRITE, DONTDUMP, DONTNEED) only the last one changes what
+        // it holds, as any guest does at any time: no Rust reference points into it.
         let result = unsafe {
             let start = self.address.wrapping_byte_add(range.start);
             libc::madvise(start, range.end - range.start, advice)

@@ -30,7 +30,8 @@ pub trait HostBlocks: Send {
     /// Closes `range` to guest and monitor and frees its memory on the host, checked.
     ///
     /// # Errors
-    /// The host refused, or did not free. The range is accessible as before.
+    /// The host refused, or did not free. The range is accessible as before; what was in it, which
+    /// the guest has given up, may be gone.
     fn release(&mut self, range: Range<u64>) -> io::Result<()>;
 }
 
