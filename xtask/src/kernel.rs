@@ -15,6 +15,9 @@ use crate::setup;
 const SOURCE_PACKAGE: &str = "linux-source-6.12";
 const SOURCE_ARCHIVE: &str = "/usr/src/linux-source-6.12.tar.xz";
 
+/// The settings that only our patches know.
+const OUR_SETTINGS: &str = "60-partition.config";
+
 /// Raised when this file builds something else from the same inputs.
 const RECIPE: u32 = 1;
 
@@ -50,6 +53,13 @@ pub(crate) fn ensure_debug(cache: &Cache) -> Result<PathBuf> {
     Ok(dir.join("vmlinux"))
 }
 
+/// Gives the vmlinux of the kernel that none of our patches has touched, and builds it when it is
+/// missing.
+pub(crate) fn ensure_plain(cache: &Cache) -> Result<PathBuf> {
+    let dir = built(cache, "plain-kernel", &Inputs::without_patches()?, "4 to 8 minutes")?;
+    Ok(dir.join("vmlinux"))
+}
+
 /// The folder of the kernel `name` that these inputs make; `time` is what building it takes.
 fn built(cache: &Cache, name: &str, inputs: &Inputs, time: &str) -> Result<PathBuf> {
     setup::packages()?;
@@ -69,6 +79,14 @@ impl Inputs {
     fn for_debugging() -> Result<Self> {
         let mut inputs = Self::in_workspace()?;
         inputs.fragments.push(workspace().join("guest-kernel-patches/debug.config"));
+        Ok(inputs)
+    }
+
+    /// Debian's source with the same settings, as far as it has them.
+    fn without_patches() -> Result<Self> {
+        let mut inputs = Self::in_workspace()?;
+        inputs.patches.clear();
+        inputs.fragments.retain(|path| !path.ends_with(OUR_SETTINGS));
         Ok(inputs)
     }
 
@@ -197,6 +215,13 @@ mod tests {
         assert_eq!(inputs.patches, ["0002-b.patch", "0001-a.patch"].map(|n| dir.path().join(n)));
         let config = dir.path().join("config");
         assert_eq!(inputs.fragments, ["a.config", "b.config"].map(|n| config.join(n)));
+    }
+
+    #[test]
+    fn a_kernel_without_patches_is_not_asked_for_what_they_add() {
+        let (ours, plain) = (Inputs::in_workspace().unwrap(), Inputs::without_patches().unwrap());
+        assert!(plain.patches.is_empty());
+        assert_eq!(plain.fragments.len(), ours.fragments.len() - 1);
     }
 
     #[test]

@@ -52,6 +52,9 @@ enum Command {
         /// Instead, build the kernel that checks itself (KASAN, lockdep, DEBUG_VM and more).
         #[arg(long, conflicts_with = "series")]
         debug: bool,
+        /// Instead, build a kernel without our patches, which ours is compared with.
+        #[arg(long, conflicts_with_all = ["series", "debug"])]
+        plain: bool,
     },
     /// Run a command where KVM runs Linux guests: here, or in an emulated machine.
     Lab(lab::Options),
@@ -84,6 +87,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Kernel { series: Some(first), .. } => series::check(&cache, &first)?,
         Command::Kernel { debug: true, .. } => {
             println!("{}", kernel::ensure_debug(&cache)?.display())
+        }
+        Command::Kernel { plain: true, .. } => {
+            println!("{}", kernel::ensure_plain(&cache)?.display())
         }
         Command::Kernel { .. } => println!("{}", kernel::ensure(&cache)?.vmlinux.display()),
         Command::Lab(options) => return lab::run(&cache, options),

@@ -20,7 +20,7 @@ use crate::setup;
 /// What `cargo xtask test` can be told.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Run only what has this in its name.
+    /// Run only tests with this in their names, and guest programs of this name.
     #[arg(default_value = "")]
     filter: String,
     /// Let the tests that can run for longer do so, which takes minutes more.

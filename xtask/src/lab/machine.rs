@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::Cpu;
 use super::image;
 use super::job::Job;
 use super::output::{Sinks, watch};
@@ -53,7 +54,7 @@ pub(crate) struct Machine {
     modules: PathBuf,
     initrd: PathBuf,
     memory_gib: u32,
-    cpus: u32,
+    cpu: Cpu,
     timeout: Duration,
 }
 
@@ -67,7 +68,7 @@ impl Machine {
             kernel: kernel.vmlinux,
             initrd,
             memory_gib: 8,
-            cpus: 1,
+            cpu: Cpu { cpus: 1, icount: false },
             timeout: Duration::from_secs(30 * 60),
         })
     }
@@ -78,9 +79,9 @@ impl Machine {
         self
     }
 
-    /// Sets the number of its CPUs.
-    pub(crate) fn with_cpus(mut self, cpus: u32) -> Self {
-        self.cpus = cpus;
+    /// Sets its CPU.
+    pub(crate) fn with_cpu(mut self, cpu: Cpu) -> Self {
+        self.cpu = cpu;
         self
     }
 
@@ -129,7 +130,7 @@ impl Machine {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-machine", "q35,accel=tcg", "-cpu", CPU])
-            .args(["-smp", &self.cpus.to_string()])
+            .args(["-smp", &self.cpu.cpus.to_string()])
             .args(["-m", &format!("{}G", self.memory_gib)])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .arg("-kernel")
@@ -138,6 +139,9 @@ impl Machine {
             .arg(&self.initrd)
             .args(["-append", COMMAND_LINE])
             .args(["-serial", &format!("file:{}", console.display())]);
+        if self.cpu.icount {
+            qemu.args(["-icount", "shift=0"]);
+        }
         folder_device(&mut qemu, "host", Path::new("/"), true);
         folder_device(&mut qemu, "job", folder, false);
         for (index, share) in job.shares.iter().enumerate() {

@@ -39,9 +39,8 @@ pub(crate) struct Options {
     /// Memory of the lab machine, in GiB.
     #[arg(long, default_value_t = 8, value_name = "GIB")]
     memory: u32,
-    /// CPUs of the lab machine. With several, its kernel was seen to die of QEMU's emulation.
-    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
-    cpus: u32,
+    #[command(flatten)]
+    cpu: Cpu,
     /// Give up after so many minutes.
     #[arg(long, default_value_t = 30, value_name = "MINUTES")]
     timeout: u64,
@@ -62,6 +61,18 @@ pub(crate) struct Options {
     command: Vec<OsString>,
 }
 
+/// The CPU of the emulated machine.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Cpu {
+    /// CPUs of the lab machine. With several, its kernel was seen to die of QEMU's emulation.
+    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
+    cpus: u32,
+    /// Have the lab machine's clock count instructions, one a nanosecond: what is measured hardly
+    /// varies, but is no time.
+    #[arg(long, conflicts_with = "cpus")]
+    icount: bool,
+}
+
 /// Where guests run on this machine.
 pub(crate) enum Lab {
     /// The host's own KVM.
@@ -80,11 +91,11 @@ impl Lab {
         Ok(Lab::Emulated(Machine::ensure(cache)?))
     }
 
-    /// So many CPUs in an emulated machine.
-    pub(crate) fn with_cpus(self, cpus: u32) -> Self {
+    /// With this CPU where it is emulated.
+    pub(crate) fn with_cpu(self, cpu: Cpu) -> Self {
         match self {
             Lab::Host => Lab::Host,
-            Lab::Emulated(machine) => Lab::Emulated(machine.with_cpus(cpus)),
+            Lab::Emulated(machine) => Lab::Emulated(machine.with_cpu(cpu)),
         }
     }
 
@@ -121,7 +132,7 @@ pub(crate) fn run(cache: &Cache, options: Options) -> Result<ExitCode> {
     if options.artefacts {
         job = Artefacts::ensure(cache)?.given_to(job);
     }
-    let lab = match Lab::find(cache, options.emulate)?.with_cpus(options.cpus) {
+    let lab = match Lab::find(cache, options.emulate)?.with_cpu(options.cpu) {
         Lab::Host => Lab::Host,
         Lab::Emulated(machine) => Lab::Emulated(
             machine

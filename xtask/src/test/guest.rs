@@ -129,7 +129,7 @@ fn groups(program: &Program, filter: &str) -> Result<Vec<Group>> {
     let list = output(Command::new(&program.path).args(["--list", "--format", "terse"]))
         .with_context(|| format!("cannot list the tests of {}", program.label()))?;
     let mut names = libtest::listed(&list);
-    names.retain(|name| name.contains(filter));
+    names.retain(|name| program.name == filter || name.contains(filter));
     let groups = names.chunks(GROUP).map(|tests| Group {
         label: program.name.clone(),
         path: program.path.clone(),
