@@ -31,6 +31,9 @@ pub enum Broken {
     /// A partition's state is not what its account says.
     #[error("the state of {0} is not what its account says")]
     State(PartitionId),
+    /// Something was plugged by address, but nothing is plugged.
+    #[error("something was plugged by address, but nothing is plugged")]
+    ByAddress,
     /// The requested sizes do not add up, or exceed the cap.
     #[error("the requested sizes do not add up, or exceed the cap")]
     Requested,
@@ -103,6 +106,7 @@ impl Partitioner {
         let plugged: Blocks = self.partitions().map(|partition| partition.account.plugged).sum();
         let owners = plugged + self.shared.plugged;
         require(owners == map && self.plugged == map, Broken::Sum { owners, map })?;
+        require(!self.by_address || map > Blocks::ZERO, Broken::ByAddress)?;
         require(self.shared.plugged <= self.shared.peak, Broken::Peak)?;
         require(self.shared.requested <= self.layout.shared_area, Broken::SharedArea)?;
         let requested: Blocks =

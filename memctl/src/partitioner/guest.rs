@@ -147,7 +147,8 @@ impl Partitioner {
     ///
     /// # Errors
     /// NACK for a partition that is not wanted any more, or was resized since it was plugged and
-    /// misses nothing; ERROR when it is plugged twice.
+    /// misses nothing, and when a guest that has plugged by address would have more than the
+    /// requested size; ERROR when it is plugged twice.
     pub fn plan_plug_partition(&mut self, id: PartitionId) -> Result<Plug<'_>, Refusal> {
         self.require(Mode::Channel)?;
         let partition = self.partition(id).filter(|partition| partition.wanted());
@@ -156,6 +157,11 @@ impl Partitioner {
         if blocks == Blocks::ZERO {
             let raced = partition.resized;
             return Err(if raced { Refusal::OverRequested } else { Refusal::AlreadyPlugged });
+        }
+        // Otherwise what exceeds the requested size is what the host wants back and has not got yet,
+        // which is no reason to keep a new partition waiting.
+        if self.by_address && self.plugged + blocks > self.requested {
+            return Err(Refusal::OverRequested);
         }
         Ok(Plug { partitioner: self, target: PlugTarget::Partition(id), blocks })
     }

@@ -36,6 +36,8 @@
 //!    the usable size shrinks only when everything is unplugged.
 //! 6. The requested sizes add up, within the cap.
 //! 7. `plugged <= peak` for each owner.
+//! 8. While a guest has what it plugged by address, no request takes it over the requested size: a
+//!    block it took in one partition's name and place may stand for another partition's.
 
 mod check;
 mod guest;
@@ -118,6 +120,8 @@ pub struct Partitioner {
     /// Sums over all owners, kept so that a guest's request costs no loop over partitions.
     requested: Blocks,
     plugged: Blocks,
+    /// Whether some of it was plugged by address.
+    by_address: bool,
     usable: Blocks,
     prepare: Blocks,
     generation: u32,
@@ -139,6 +143,7 @@ impl Partitioner {
             owners: Owners::default(),
             requested: Blocks::ZERO,
             plugged: Blocks::ZERO,
+            by_address: false,
             usable: Blocks::ZERO,
             prepare: Blocks::ZERO,
             generation: 0,

@@ -75,6 +75,7 @@ impl Plug<'_> {
         match target {
             PlugTarget::Range(range) => {
                 partitioner.map.set(&range);
+                partitioner.by_address = true;
                 partitioner.book(range, Account::plug, watch);
             }
             PlugTarget::Partition(id) => {
@@ -143,6 +144,7 @@ impl<'a> Unplug<'a> {
     pub fn commit(self, watch: &mut Watch<'_>) {
         let Self { partitioner, target, blocks, took } = self;
         partitioner.plugged -= blocks;
+        partitioner.by_address &= partitioner.plugged > Blocks::ZERO;
         let entry = |account: &mut Account, count| account.unplug(count, took);
         match target {
             UnplugTarget::Range(range) => {

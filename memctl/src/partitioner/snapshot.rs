@@ -72,6 +72,8 @@ pub struct Snapshot {
     pub shared_area: Blocks,
     /// How the driver talks to the device.
     pub mode: Mode,
+    /// Whether some of what is plugged was plugged by address.
+    pub by_address: bool,
     /// The usable size.
     pub usable: Blocks,
     /// What the driver is to have its bookkeeping ready for.
@@ -126,6 +128,7 @@ impl Partitioner {
             blocks: self.geometry().blocks(),
             shared_area: self.layout.shared_area,
             mode: self.mode,
+            by_address: self.by_address,
             usable: self.usable,
             prepare: self.prepare,
             generation: self.generation,
@@ -148,6 +151,7 @@ impl Partitioner {
             return Err(RestoreError::OtherRegion);
         }
         made.mode = snapshot.mode;
+        made.by_address = snapshot.by_address;
         made.usable = snapshot.usable;
         made.prepare = snapshot.prepare.min(made.geometry().blocks());
         made.generation = snapshot.generation;

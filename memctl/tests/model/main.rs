@@ -171,6 +171,7 @@ impl Pair {
                 if done {
                     plan.commit(&mut |_| {});
                     self.model.plugged[indices(&range)].fill(true);
+                    self.model.by_address = true;
                     self.model.settle();
                 }
             }

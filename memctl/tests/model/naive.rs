@@ -28,6 +28,7 @@ pub(crate) struct Model {
     pub(crate) cap: Option<usize>,
     pub(crate) usable: usize,
     pub(crate) channel: bool,
+    pub(crate) by_address: bool,
     pub(crate) names: u32,
 }
 
@@ -42,6 +43,7 @@ impl Model {
             cap,
             usable: shared_area,
             channel: false,
+            by_address: false,
             names: 0,
         }
     }
@@ -198,6 +200,7 @@ impl Model {
 
     /// The states that follow from what is plugged.
     pub(crate) fn settle(&mut self) {
+        self.by_address &= self.plugged_in_all() > 0;
         let ids: Vec<_> = self.partitions.keys().copied().collect();
         for id in ids {
             let plugged = self.plugged_of(Some(id));
@@ -271,7 +274,11 @@ impl Model {
             _ if !self.channel => Answer::Error,
             None => Answer::Nack,
             Some(known) if known.requested == 0 => Answer::Nack,
-            Some(known) if known.requested > self.plugged_of(Some(id)) => Answer::Ack,
+            Some(known) if known.requested > self.plugged_of(Some(id)) => {
+                let missing = known.requested - self.plugged_of(Some(id));
+                let over = self.plugged_in_all() + missing > self.requested();
+                if self.by_address && over { Answer::Nack } else { Answer::Ack }
+            }
             Some(known) if known.resized => Answer::Nack,
             Some(_) => Answer::Error,
         }

@@ -49,6 +49,26 @@ fn a_partition_that_is_not_wanted_any_more_is_nacked() {
 }
 
 #[test]
+fn what_was_plugged_by_address_counts_against_a_partition() {
+    let mut memory = channel();
+    // One of eight blocks that the host has back but for two, and one that it waits for.
+    let old = add(&mut memory, "fn-1", 8);
+    memory.set_mode(Mode::Plain);
+    assert_eq!(plug(&mut memory, 0, 2), Answer::Ack);
+    memory.remove(old, &mut |_| {}).unwrap();
+    let new = add(&mut memory, "fn-2", 8);
+    // In the old one's place, in the new one's name: six in all are still within what is wanted.
+    assert_eq!(plug(&mut memory, 2, 6), Answer::Ack);
+    assert_eq!(plug(&mut memory, 8, 1), Answer::Nack);
+    memory.set_mode(Mode::Channel);
+    assert_eq!(memory.plan_plug_partition(new).unwrap_err(), Refusal::OverRequested);
+    // As the driver does that changes its ways.
+    memory.plan_unplug_all().commit(&mut |_| {});
+    memory.plan_plug_partition(new).unwrap().commit(&mut |_| {});
+    assert_eq!(memory.plugged_size(), memory.requested_size());
+}
+
+#[test]
 fn growth_withdrawn_before_it_was_taken_is_nacked() {
     let mut memory = channel();
     let id = plugged(&mut memory, "fn-1", 8);

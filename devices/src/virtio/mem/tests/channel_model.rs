@@ -95,6 +95,8 @@ struct Model {
     plugged: Vec<bool>,
     known: BTreeMap<u32, Known>,
     channel: bool,
+    /// Some of what is plugged was plugged by address.
+    by_address: bool,
     usable: usize,
 }
 
@@ -178,7 +180,11 @@ impl Model {
             _ if !self.channel => ERROR,
             None => NACK,
             Some(known) if known.requested == 0 => NACK,
-            Some(known) if known.requested > self.plugged_of(id).len() => ACK,
+            Some(known) if known.requested > self.plugged_of(id).len() => {
+                let missing = known.requested - self.plugged_of(id).len();
+                let over = self.count() + missing > self.requested();
+                if self.by_address && over { NACK } else { ACK }
+            }
             Some(known) if known.resized => NACK,
             Some(_) => ERROR,
         }
@@ -211,7 +217,8 @@ impl Pair {
         let blocks = BLOCKS as usize;
         let (owners, plugged) = (vec![None; blocks], vec![false; blocks]);
         let known = BTreeMap::new();
-        let model = Model { owners, plugged, known, channel: true, usable: blocks };
+        let (channel, by_address) = (true, false);
+        let model = Model { owners, plugged, known, channel, by_address, usable: blocks };
         Self { rig, model, stuck_open: false }
     }
 
@@ -404,6 +411,8 @@ impl Pair {
             _ => None,
         };
         blocks.iter().for_each(|block| self.model.plugged[*block] = plug);
+        self.model.by_address |= matches!(step, Step::Plug(..));
+        self.model.by_address &= self.model.count() > 0;
         if let Some(known) = id.and_then(|id| self.model.known.get_mut(&id)) {
             known.requested = 0;
         }
