@@ -14,13 +14,14 @@
 //! and between shutting it and closing the memory every device thread has finished with what it
 //! had been given before ([`Readers`]).
 //!
-//! **Invariant:** at most [`MAX_RUNS`] runs are open, so that a guest that plugs every other block
+//! **Invariant:** at most [`MAX_RUNS`] runs are open, of all devices together, so that a guest that plugs every other block
 //! can't use up the address-space areas the monitor itself needs (65,530 by default).
 
 use std::fs::File;
 use std::io::{self, Error, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use devices::guest_memory::Gate;
 use devices::readers::Readers;
@@ -35,6 +36,41 @@ use crate::machine::spec::Memory;
 /// Runs of open blocks that a guest may have. Each takes up to two areas.
 const MAX_RUNS: usize = 16_384;
 
+/// How many runs are open, of all devices of a guest.
+#[derive(Debug, Default)]
+pub(super) struct Runs(AtomicUsize);
+
+impl Runs {
+    /// Counts so many more or less.
+    ///
+    /// # Errors
+    /// There would be too many.
+    fn add(&self, delta: isize) -> io::Result<()> {
+        let after = |runs: usize| {
+            let after = runs.checked_add_signed(delta)?;
+            (delta <= 0 || after <= MAX_RUNS).then_some(after)
+        };
+        match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after) {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let text = format!("more than {MAX_RUNS} separate runs of blocks would be open");
+                Err(Error::new(ErrorKind::QuotaExceeded, text))
+            }
+        }
+    }
+
+    /// Undoes [`Runs::add`].
+    fn take_back(&self, delta: isize) {
+        // Wraps, and so subtracts what is negative.
+        self.0.fetch_sub(delta.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The host's side of a virtio-mem region. Owned by its device.
 pub struct HotplugMemory {
     mapping: Arc<Mapping>,
@@ -42,7 +78,7 @@ pub struct HotplugMemory {
     memory: Memory,
     gate: Arc<Gate>,
     readers: Arc<Readers>,
-    runs: usize,
+    runs: Arc<Runs>,
 }
 
 impl HotplugMemory {
@@ -51,7 +87,7 @@ impl HotplugMemory {
         backed: &Backed,
         memory: &Memory,
         block: Bytes,
-        readers: Arc<Readers>,
+        (readers, runs): (Arc<Readers>, Arc<Runs>),
     ) -> Self {
         let blocks = backed.mapping.size() as u64 / block.as_u64();
         Self {
@@ -60,7 +96,7 @@ impl HotplugMemory {
             memory: memory.clone(),
             gate: Arc::new(Gate::closed(block.as_u64().trailing_zeros(), blocks as usize)),
             readers,
-            runs: 0,
+            runs,
         }
     }
 
@@ -83,34 +119,34 @@ impl HotplugMemory {
         })
     }
 
-    /// How many runs are open after `range` changes, from what its neighbours are.
-    fn runs_after(&self, range: &Range<u64>, open: bool) -> io::Result<usize> {
+    /// Counts the runs that there are more or less when `range` opens or closes, has `work` done, and
+    /// counts them back when it fails.
+    fn counted(
+        &mut self,
+        range: &Range<u64>,
+        open: bool,
+        work: impl FnOnce(&mut Self) -> io::Result<()>,
+    ) -> io::Result<()> {
         let is_open = |byte: Option<u64>| byte.is_some_and(|byte| self.gate.allows(byte, 1));
         let neighbours = [range.start.checked_sub(1), Some(range.end)];
-        let open_neighbours = neighbours.into_iter().filter(|&byte| is_open(byte)).count();
-        let runs = match open {
-            true => self.runs + 1 - open_neighbours,
-            false => self.runs + open_neighbours - 1,
-        };
-        if runs > MAX_RUNS && runs > self.runs {
-            let text = format!("more than {MAX_RUNS} separate runs of blocks would be open");
-            return Err(Error::new(ErrorKind::QuotaExceeded, text));
-        }
-        Ok(runs)
+        let joined = neighbours.into_iter().filter(|&byte| is_open(byte)).count() as isize;
+        let delta = if open { 1 - joined } else { joined - 1 };
+        self.runs.add(delta)?;
+        work(self).inspect_err(|_| self.runs.take_back(delta))
     }
 
     /// Opens closed memory as `memory` says.
     fn open_as(&mut self, range: Range<u64>, memory: &Memory) -> io::Result<()> {
-        let runs = self.runs_after(&range, true)?;
-        let bytes = bytes(&range);
-        self.mapping.open(&bytes, memory, self.file.as_deref())?;
-        if let Err(error) = self.mapping.apply(&bytes, memory) {
-            self.free(&bytes)?;
-            return Err(Error::other(error));
-        }
-        self.gate.set_bytes(&range, true);
-        self.runs = runs;
-        Ok(())
+        self.counted(&range, true, |this| {
+            let bytes = bytes(&range);
+            this.mapping.open(&bytes, memory, this.file.as_deref())?;
+            if let Err(error) = this.mapping.apply(&bytes, memory) {
+                this.free(&bytes)?;
+                return Err(Error::other(error));
+            }
+            this.gate.set_bytes(&range, true);
+            Ok(())
+        })
     }
 }
 
@@ -126,15 +162,11 @@ impl HostBlocks for HotplugMemory {
     }
 
     fn release(&mut self, range: Range<u64>) -> io::Result<()> {
-        let runs = self.runs_after(&range, false)?;
-        self.gate.set_bytes(&range, false);
-        self.readers.wait();
-        if let Err(error) = self.free(&bytes(&range)) {
-            self.gate.set_bytes(&range, true);
-            return Err(error);
-        }
-        self.runs = runs;
-        Ok(())
+        self.counted(&range, false, |this| {
+            this.gate.set_bytes(&range, false);
+            this.readers.wait();
+            this.free(&bytes(&range)).inspect_err(|_| this.gate.set_bytes(&range, true))
+        })
     }
 }
 
