@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use log::warn;
 use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
@@ -116,7 +117,14 @@ impl VirtQueue {
     /// A driver that adds buffers as fast as they are served gets one ring's worth per call; the
     /// doorbell is then left ringing, so that the thread comes back after it has looked at its
     /// other events.
-    pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> Option<u32>) {
+    pub fn drain(&mut self, serve: impl FnMut(Chain) -> Option<u32>) {
+        self.drain_for(Duration::MAX, serve);
+    }
+
+    /// As [`VirtQueue::drain`], for requests that may take long: no other is begun after `slice`, so
+    /// that the thread looks at its other events, its end included.
+    pub fn drain_for(&mut self, slice: Duration, mut serve: impl FnMut(Chain) -> Option<u32>) {
+        let start = Instant::now();
         let mut budget = self.queue.size();
         loop {
             self.set_doorbell(false);
@@ -125,6 +133,9 @@ impl VirtQueue {
                 let head = chain.head_index();
                 if let Some(written) = serve(chain) {
                     self.complete(head, written);
+                }
+                if start.elapsed() >= slice {
+                    budget = 0;
                 }
             }
             if self.broken || !self.set_doorbell(true) {
@@ -184,6 +195,7 @@ impl VirtQueue {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
+    use virtio_queue::desc::{RawDescriptor, split::Descriptor as SplitDescriptor};
     use virtio_queue::mock::MockSplitQueue;
     use vm_memory::{Bytes, GuestAddress, MmapRegion};
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
@@ -204,15 +216,41 @@ mod tests {
         }
     }
 
+    fn queue_on(memory: &Arc<GuestMemory>, queue: Queue, sink: Interrupt) -> VirtQueue {
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        VirtQueue::new(0, queue, kick, Arc::clone(memory), sink)
+    }
+
+    fn memory(gate: Option<Arc<Gate>>) -> Arc<GuestMemory> {
+        let mapping = MmapRegion::new(4 * BLOCK as usize).unwrap();
+        let region = Region::new(mapping, GuestAddress(0), gate, Box::new(())).unwrap();
+        Arc::new(GuestMemory::from_regions(vec![region]).unwrap())
+    }
+
+    #[test]
+    fn a_slice_that_is_over_leaves_the_rest_for_the_next_call() {
+        let memory = memory(None);
+        let ring = MockSplitQueue::create(memory.as_ref(), GuestAddress(0), 16);
+        let chains = [(); 3].map(|()| RawDescriptor::from(SplitDescriptor::new(BLOCK, 1, 2, 0)));
+        ring.add_desc_chains(&chains, 0).unwrap();
+        let sink = Arc::new(Broken::default());
+        let mut queue = queue_on(&memory, ring.create_queue().unwrap(), sink);
+        for left in [2, 1, 0] {
+            let mut served = 0;
+            queue.drain_for(Duration::ZERO, |_| {
+                served += 1;
+                Some(0)
+            });
+            assert_eq!((served, queue.kick().read().is_ok()), (1, left > 0));
+        }
+    }
+
     /// The available index lies in a block that stays plugged, the entries in one that goes away.
     #[test]
     fn a_ring_that_is_half_unplugged_breaks_the_queue_and_ends_the_drain() {
         let gate = Arc::new(Gate::closed(12, 4));
         gate.set(0, 4, true);
-        let mapping = MmapRegion::new(4 * BLOCK as usize).unwrap();
-        let region =
-            Region::new(mapping, GuestAddress(0), Some(Arc::clone(&gate)), Box::new(())).unwrap();
-        let memory = Arc::new(GuestMemory::from_regions(vec![region]).unwrap());
+        let memory = memory(Some(Arc::clone(&gate)));
         let ring = MockSplitQueue::create(memory.as_ref(), GuestAddress(0), 16);
         let mut queue: Queue = ring.create_queue().unwrap();
         queue.set_avail_ring_address(Some(2 * BLOCK as u32 - 4), None);
@@ -220,9 +258,7 @@ mod tests {
         gate.set(2, 1, false);
 
         let broken = Arc::new(Broken::default());
-        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        let mut queue =
-            VirtQueue::new(0, queue, kick, Arc::clone(&memory), Arc::clone(&broken) as Interrupt);
+        let mut queue = queue_on(&memory, queue, Arc::clone(&broken) as Interrupt);
         queue.drain(|_| panic!("nothing can be read"));
         assert!(queue.pop().is_none());
         assert_eq!(broken.0.load(Ordering::Relaxed), 1);

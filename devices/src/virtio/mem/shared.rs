@@ -3,7 +3,9 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
 use std::time::Duration;
 
 use log::warn;
@@ -41,6 +43,8 @@ pub(super) struct Negotiated {
 /// 5.15.6). Lock order: `books`, then the configuration space's own; `driver` alone.
 pub(super) struct Shared {
     books: Mutex<Books>,
+    /// Who waits for the books, but for the guest.
+    callers: AtomicUsize,
     geometry: Geometry,
     config: Arc<ConfigSpace>,
     /// While the driver is up.
@@ -62,6 +66,7 @@ impl Shared {
         let books = Books::new(partitioner, Carrier::new(host, geometry));
         Self {
             books: Mutex::new(books),
+            callers: AtomicUsize::new(0),
             geometry,
             config: Arc::new(config),
             driver: Mutex::default(),
@@ -110,7 +115,24 @@ impl Shared {
 
     /// Looks something up in the books.
     pub(super) fn look<T>(&self, look: impl FnOnce(&Partitioner) -> T) -> T {
-        look(&lock(&self.books).partitioner)
+        look(&self.books().partitioner)
+    }
+
+    /// The books, for anyone but the guest.
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.callers.fetch_add(1, Ordering::Relaxed);
+        let books = lock(&self.books);
+        self.callers.fetch_sub(1, Ordering::Relaxed);
+        books
+    }
+
+    /// The books, for the guest: after all others that wait for them. The lock itself would go to the
+    /// one thread that runs already, again and again.
+    fn books_for_guest(&self) -> MutexGuard<'_, Books> {
+        while self.callers.load(Ordering::Relaxed) > 0 {
+            thread::yield_now();
+        }
+        lock(&self.books)
     }
 
     /// The host wants something: changes the books by `wish`, then tells the observer and the
@@ -123,7 +145,7 @@ impl Shared {
         wish: impl FnOnce(&mut Partitioner, &mut Watch<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut events = Vec::new();
-        let mut books = lock(&self.books);
+        let mut books = self.books();
         let (before, asked) =
             (Variable::of(&books.partitioner), books.partitioner.shared().requested);
         let result = wish(&mut books.partitioner, &mut |change| {
@@ -160,7 +182,7 @@ impl Shared {
         record: &mut Record,
         events: &mut Vec<MemEvent>,
     ) -> Response {
-        let mut books = lock(&self.books);
+        let mut books = self.books_for_guest();
         let (before, had) = (Variable::of(&books.partitioner), books.partitioner.shared().plugged);
         let watch = &mut |change: Change<'_>| {
             events.push(MemEvent::changed(&self.geometry, change));

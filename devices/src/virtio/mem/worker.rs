@@ -1,6 +1,7 @@
 //! The queue: takes requests one by one, has them carried out, answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use memctl::Answer;
 
@@ -12,6 +13,10 @@ use super::shared::{Negotiated, Shared};
 use crate::guest_memory::GuestMemory;
 use crate::virtio::queue::{Chain, Interrupt, VirtQueue};
 use crate::virtio::worker::Worker;
+
+/// Each request may have the host free or fill gigabytes: who pauses or ends the machine waits for
+/// one that has begun, and not for all that a guest has queued behind it.
+const SLICE: Duration = Duration::from_millis(10);
 
 /// Serves the queue of one device on one thread.
 pub(super) struct MemWorker {
@@ -57,7 +62,7 @@ impl Worker for MemWorker {
     fn queue_ready(&mut self, _position: usize) {
         let Self { queue, shared, record, events } = self;
         let memory = Arc::clone(queue.memory());
-        queue.drain(|chain| Some(serve(shared, chain, &memory, record, events)));
+        queue.drain_for(SLICE, |chain| Some(serve(shared, chain, &memory, record, events)));
         shared.report(events);
     }
 }
