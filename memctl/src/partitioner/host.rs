@@ -244,6 +244,13 @@ impl Partitioner {
         }
     }
 
+    /// What the guest may still take: what each owner was promised beyond what it has. O(partitions).
+    ///
+    /// Not the requested size less what is plugged, as what one owner keeps is no room for another.
+    pub fn promised(&self) -> Bytes {
+        self.geometry().bytes(self.committed() - self.plugged)
+    }
+
     /// What all owners have been promised or cannot be made to give back. O(partitions).
     fn committed(&self) -> Blocks {
         let partitions: Blocks =

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use devices::virtio::mem::{MemError, MemEvent, Observer};
-use memctl::{Bytes, HostError};
+use memctl::{Bytes, HostError, Partitioner};
 
 use super::partitions::{self, Waiting};
 use super::slots::{Moved, SlotTable};
@@ -52,10 +52,8 @@ pub(super) fn host_free(spec: &Spec, machine: &Machine, id: &str) -> Option<Byte
     let others = spec.mem_devices.iter().filter(|other| {
         other.id != id && other.memory.backing.page() == device.memory.backing.page()
     });
-    let promised = others.filter_map(|other| {
-        let sizes = machine.memory(&other.id)?.sizes();
-        sizes.requested.checked_sub(sizes.plugged)
-    });
+    let promised =
+        others.filter_map(|other| Some(machine.memory(&other.id)?.look(Partitioner::promised)));
     let promised = Bytes::new(promised.map(Bytes::as_u64).sum());
     Some(free.checked_sub(promised).unwrap_or(Bytes::ZERO))
 }
@@ -116,8 +114,8 @@ impl Listeners {
         let Self { events, waiting, slots } = self.clone();
         let id = id.to_owned();
         Box::new(move |event| match (event, slot) {
-            (MemEvent::SharedPlugged { requested, plugged, counters, freeing }, Some(slot)) => {
-                let moved = Moved { requested, plugged, counters, freeing };
+            (MemEvent::SharedPlugged { plugged, counters, freeing, .. }, Some(slot)) => {
+                let moved = Moved { plugged, counters, freeing };
                 slots.moved(slot, moved, &waiting, &events);
             }
             (MemEvent::SharedPlugged { requested, plugged, .. }, None) => {

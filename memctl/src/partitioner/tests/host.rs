@@ -260,6 +260,17 @@ fn the_cap_counts_what_was_asked_back_and_is_still_held() {
 }
 
 #[test]
+fn what_one_partition_keeps_is_no_room_for_another() {
+    let mut memory = channel();
+    let kept = plugged(&mut memory, "fn-1", 8);
+    memory.remove(kept, &mut |_| {}).unwrap();
+    assert_eq!(memory.promised(), Bytes::ZERO);
+    add(&mut memory, "fn-2", 8);
+    assert_eq!(memory.requested_size(), memory.plugged_size());
+    assert_eq!(memory.promised(), Bytes::mib(16));
+}
+
+#[test]
 fn the_host_promises_no_more_than_it_has() {
     let mut memory = channel();
     let id = add(&mut memory, "fn-1", 8);
