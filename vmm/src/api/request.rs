@@ -69,6 +69,12 @@ pub enum Request {
         /// Whether the guest is to move what is in use elsewhere.
         evacuate: bool,
     },
+    /// What has come of a removal that a client has waited for as long as it wanted. Changes nothing,
+    /// and is no call of the API.
+    RemovalOutcome {
+        /// Its name.
+        id: PartitionName,
+    },
     /// `PUT vm.resize-partition`: give one another size. Nothing to do when it has it.
     ResizePartition {
         /// Its name.

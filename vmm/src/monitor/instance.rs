@@ -63,6 +63,7 @@ impl Instance {
                 Some(_),
                 request @ (Request::AddPartition { .. }
                 | Request::RemovePartition { .. }
+                | Request::RemovalOutcome { .. }
                 | Request::ResizePartition { .. }),
             ) => return self.partition(request),
             (Some(machine), Request::Counters) => return Ok(Reply::Counters(counters(machine))),
@@ -177,6 +178,7 @@ impl Instance {
             Request::RemovePartition { id: name, timeout, evacuate } => {
                 self.home(machine, &name)?.remove(&Removal { name, timeout, evacuate })
             }
+            Request::RemovalOutcome { id } => self.home(machine, &id)?.removal_outcome(&id),
             request => Err(self.not_now(&request)),
         }
     }

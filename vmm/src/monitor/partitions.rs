@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use devices::virtio::mem::{MemHandle, PartitionView};
 use log::error;
-use memctl::{Bytes, Cookie, PartitionName, PartitionState, Policy, Resize};
+use memctl::{Bytes, Cookie, PartitionId, PartitionName, PartitionState, Policy, Resize};
 
 use super::memory::refused;
 use crate::api::{
@@ -55,6 +55,13 @@ pub(super) trait Home {
     /// # Errors
     /// There is none of that name; or it is still there and nobody waits.
     fn remove(&self, removal: &Removal) -> Result<Reply, ApiError>;
+
+    /// Why a partition is still there whose removal a client has waited for. Asks for nothing: it
+    /// may be wanted again by now.
+    ///
+    /// # Errors
+    /// Always.
+    fn removal_outcome(&self, name: &PartitionName) -> Result<Reply, ApiError>;
 }
 
 /// The partitions of one machine, in a region of their own.
@@ -91,7 +98,7 @@ impl Home for Partitions<'_> {
     fn remove(&self, removal: &Removal) -> Result<Reply, ApiError> {
         let partition = self.find(&removal.name)?;
         // First the promise, then the wish: the guest may be quick.
-        let pending = self.waiting.add(removal);
+        let pending = self.waiting.add(removal, partition.id);
         if removal.evacuate {
             self.memory.ask_evacuation(partition.id).map_err(refused("id"))?;
         }
@@ -103,6 +110,11 @@ impl Home for Partitions<'_> {
             Some(left) if left.id == partition.id => Err(still_there(&left)),
             _ => Ok(gone(&partition)),
         }
+    }
+
+    fn removal_outcome(&self, name: &PartitionName) -> Result<Reply, ApiError> {
+        let left = self.find(name)?;
+        Err(if left.requested == Bytes::ZERO { still_there(&left) } else { wanted_again(name) })
     }
 }
 
@@ -132,6 +144,12 @@ pub(super) fn list(memory: &MemHandle) -> Vec<PartitionReply> {
 /// There is no partition of that name.
 pub(super) fn unknown(name: &PartitionName) -> ApiError {
     ApiError::new(ErrorKind::NotFound, format!("there is no partition {name}"))
+}
+
+/// A removal came to nothing, as somebody wants the partition after all.
+pub(super) fn wanted_again(name: &PartitionName) -> ApiError {
+    let text = format!("partition {name} was given another size meanwhile, and stays");
+    ApiError::new(ErrorKind::WrongState, text)
 }
 
 /// A partition that went without waiting, as it was last.
@@ -211,29 +229,31 @@ pub(super) struct Waiting(Mutex<Vec<Waiter>>);
 
 struct Waiter {
     name: PartitionName,
+    /// Another one may be called that by the time that the end of this one is told.
+    id: PartitionId,
     since: Instant,
     promise: Promise,
 }
 
 impl Waiting {
     /// An answer for when the partition is gone; `None` when the client does not wait.
-    pub(super) fn add(&self, removal: &Removal) -> Option<Pending> {
-        let &Removal { ref name, timeout: patience, evacuate } = removal;
-        if patience == Duration::ZERO {
+    pub(super) fn add(&self, removal: &Removal, id: PartitionId) -> Option<Pending> {
+        let Removal { name, timeout: patience, .. } = removal;
+        if *patience == Duration::ZERO {
             return None;
         }
-        let (id, timeout) = (name.clone(), Duration::ZERO);
-        let again = Request::RemovePartition { id, timeout, evacuate };
-        let (promise, pending) = Pending::new(patience, again);
+        let outcome = Request::RemovalOutcome { id: name.clone() };
+        let (promise, pending) = Pending::new(*patience, outcome);
         let mut waiters = self.lock();
         // Clients that ran out of patience leave no trace, however often they ask.
         waiters.retain(|waiter| waiter.promise.is_awaited());
-        waiters.push(Waiter { name: name.clone(), since: Instant::now(), promise });
+        waiters.push(Waiter { name: name.clone(), id, since: Instant::now(), promise });
         Some(pending)
     }
 
     fn answer(&self, gone: &PartitionView) {
-        let its = self.lock().extract_if(.., |waiter| waiter.name == gone.name).collect::<Vec<_>>();
+        let is_its = |waiter: &mut Waiter| (&waiter.name, waiter.id) == (&gone.name, gone.id);
+        let its = self.lock().extract_if(.., is_its).collect::<Vec<_>>();
         for Waiter { since, promise, .. } in its {
             let removal_us = Some(micros(since.elapsed()));
             let reply = PartitionReply { removal_us, ..gone.into() };
@@ -336,12 +356,14 @@ mod tests {
         renew(&memory, vec![wish("a", Bytes::mib(4)), wish("b", Bytes::mib(4))]);
         let views = memory.partitions();
         let partitions = partitions(&memory, &waiting, None);
-        let pending = [(); 2].map(|()| partitions.waiting.add(&removal("a", 60)));
+        let pending = [(); 2].map(|()| partitions.waiting.add(&removal("a", 60), views[0].id));
         let gone = |view: &PartitionView| {
             let gone = PartitionView { state: PartitionState::Absent, ..view.clone() };
             changed(&gone, view.state, &waiting, &EventMonitor::default());
         };
         gone(&views[1]);
+        // One that had the name before.
+        gone(&PartitionView { id: PartitionId(77), ..views[0].clone() });
         assert_eq!(waiting.lock().len(), 2);
         gone(&views[0]);
         for pending in pending {
@@ -357,7 +379,7 @@ mod tests {
     fn clients_that_gave_up_leave_no_trace() {
         let waiting = Waiting::default();
         for _ in 0..100 {
-            drop(waiting.add(&removal("a", 1)));
+            drop(waiting.add(&removal("a", 1), PartitionId(1)));
         }
         assert_eq!(waiting.lock().len(), 1);
     }
@@ -372,6 +394,20 @@ mod tests {
         let sizes: Vec<_> = views.iter().map(|one| (one.name.as_str(), one.requested)).collect();
         assert_eq!(sizes, [("a", Bytes::mib(4)), ("b", Bytes::mib(6))]);
         assert!(views[0].policy.keep && views[0].cookie == Cookie(9));
+    }
+
+    /// The patience of who removes ends after another client has wanted the partition again.
+    #[test]
+    fn the_end_of_patience_asks_for_nothing() {
+        let (memory, waiting) = (memory(), Waiting::default());
+        renew(&memory, vec![wish("a", Bytes::mib(4))]);
+        let (name, id) = ("a".parse().unwrap(), memory.partitions()[0].id);
+        let partitions = partitions(&memory, &waiting, None);
+        let (kind, text) = problem(partitions.removal_outcome(&name));
+        assert!(kind == ErrorKind::WrongState && text.contains("stays"), "{text}");
+        assert_eq!(memory.partitions()[0].requested, Bytes::mib(4));
+        memory.remove_partition(id).unwrap();
+        assert_eq!(problem(partitions.removal_outcome(&name)).0, ErrorKind::NotFound);
     }
 
     #[test]

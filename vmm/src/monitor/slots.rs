@@ -22,7 +22,9 @@ use log::error;
 use memctl::{Bytes, Counters, Hints, PartitionId, PartitionName, PartitionState, Resize};
 
 use super::memory::refused;
-use super::partitions::{Home, HostFree, Removal, Waiting, Wish, changed, gone, unknown};
+use super::partitions::{
+    Home, HostFree, Removal, Waiting, Wish, changed, gone, unknown, wanted_again,
+};
 use crate::api::{ApiError, ErrorKind, EventMonitor, ExtentReply, PartitionReply, Reply};
 use crate::machine::spec::{MemDevice, Role, Spec};
 
@@ -41,7 +43,6 @@ struct Held {
 /// What a slot's device tells when its memory comes or goes.
 #[derive(Clone, Copy)]
 pub(super) struct Moved {
-    pub(super) requested: Bytes,
     pub(super) plugged: Bytes,
     /// Since the device was made.
     pub(super) counters: Counters,
@@ -122,6 +123,13 @@ impl SlotTable {
         named.next().map(|(slot, held)| (slot, held.view.clone()))
     }
 
+    /// Another size is wanted of the partition in a slot. Returns the last one.
+    fn set_requested(&self, slot: usize, size: Bytes) -> Option<Bytes> {
+        let mut slots = self.lock();
+        let held = slots.get_mut(slot)?.as_mut()?;
+        Some(std::mem::replace(&mut held.view.requested, size))
+    }
+
     /// The guest of a new partition has been asked. `None` when it has begun already.
     fn requested(&self, slot: usize) -> Option<PartitionView> {
         let mut slots = self.lock();
@@ -149,7 +157,7 @@ impl SlotTable {
 
 impl Held {
     fn take(&mut self, moved: &Moved) {
-        let &Moved { requested, plugged, counters, freeing } = moved;
+        let &Moved { plugged, counters, freeing } = moved;
         let Self { view, before } = self;
         match view.plugged.checked_sub(plugged) {
             // All that came back since something was last plugged is one release.
@@ -167,7 +175,8 @@ impl Held {
         view.counters.plugs = counters.plugs.saturating_sub(before.plugs);
         view.counters.unplugs = counters.unplugs.saturating_sub(before.unplugs);
         let new = view.state != PartitionState::Plugged;
-        view.state = match (requested, plugged) {
+        // What was wanted when this was told may not be wanted any more.
+        view.state = match (view.requested, plugged) {
             (Bytes::ZERO, Bytes::ZERO) => PartitionState::Absent,
             (_, Bytes::ZERO) => PartitionState::Requested,
             (wanted, has) if new && has < wanted => PartitionState::Requested,
@@ -225,7 +234,7 @@ impl Home for Slots<'_> {
         let name = &removal.name;
         let (slot, view) = self.table.find(name).ok_or_else(|| unknown(name))?;
         let again = view.requested == Bytes::ZERO;
-        let pending = self.waiting.add(removal);
+        let pending = self.waiting.add(removal, view.id);
         self.ask(slot, Bytes::ZERO, None)?;
         if again && pending.is_some() {
             let (_, memory) = self.slots[slot];
@@ -243,6 +252,15 @@ impl Home for Slots<'_> {
             }
             None => Ok(gone(&view)),
         }
+    }
+
+    fn removal_outcome(&self, name: &PartitionName) -> Result<Reply, ApiError> {
+        let (slot, left) = self.table.find(name).ok_or_else(|| unknown(name))?;
+        if left.requested != Bytes::ZERO {
+            return Err(wanted_again(name));
+        }
+        self.tell_stuck(slot);
+        Err(self.not_back(slot, &left))
     }
 }
 
@@ -339,11 +357,14 @@ impl Slots<'_> {
 
     fn ask(&self, slot: usize, size: Bytes, free: Option<Bytes>) -> Result<Resize, ApiError> {
         let (_, memory) = self.slots[slot];
-        let wanted = memory.resize_shared(size, free).map_err(refused("size"))?;
-        if let Some(held) = &mut self.table.lock()[slot] {
-            held.view.requested = size;
-        }
-        Ok(wanted)
+        // Before the device knows: what the guest did for an earlier wish may be told any time.
+        let before = self.table.set_requested(slot, size);
+        memory.resize_shared(size, free).map_err(|error| {
+            if let Some(before) = before {
+                self.table.set_requested(slot, before);
+            }
+            refused("size")(error)
+        })
     }
 
     fn shown(&self, slot: usize, name: &PartitionName) -> Result<Reply, ApiError> {
@@ -424,11 +445,10 @@ mod tests {
 
         /// The guest has so many MiB of a slot.
         fn plugs(&self, slot: usize, mib: u64) {
-            let requested = self.handles[slot].sizes().requested;
             let Listeners { events, waiting, slots } = &self.listeners;
             let (plugged, freeing) = (Bytes::mib(mib), Duration::from_millis(1));
             let counters = Counters { plugs: 3, unplugs: 2, ..Counters::default() };
-            let moved = Moved { requested, plugged, counters, freeing };
+            let moved = Moved { plugged, counters, freeing };
             slots.moved(slot, moved, waiting, events);
         }
 
@@ -598,6 +618,20 @@ mod tests {
         let gone = shown(rig.slots().remove(&removal("a", 0)));
         assert_eq!((gone.state, gone.size), (PartitionState::Absent, 0));
         assert_eq!(rig.states(), []);
+    }
+
+    /// The guest gave all back before another size was wanted, and that is told only now.
+    #[test]
+    fn an_old_message_does_not_free_a_slot_that_is_wanted() {
+        let rig = Rig::new();
+        rig.slots().add(wish("a", 2)).unwrap();
+        rig.plugs(0, 2);
+        rig.slots().remove(&removal("a", 0)).unwrap_err();
+        shown(rig.slots().resize(&"a".parse().unwrap(), Bytes::mib(4)));
+        rig.plugs(0, 0);
+        assert_eq!(rig.states(), [("a".into(), PartitionState::Requested, 0)]);
+        let text = problem(rig.slots().removal_outcome(&"a".parse().unwrap()));
+        assert!(text.contains("stays"), "{text}");
     }
 
     #[test]
