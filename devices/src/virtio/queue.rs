@@ -4,7 +4,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use log::warn;
 use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
@@ -118,13 +117,16 @@ impl VirtQueue {
     /// doorbell is then left ringing, so that the thread comes back after it has looked at its
     /// other events.
     pub fn drain(&mut self, serve: impl FnMut(Chain) -> Option<u32>) {
-        self.drain_for(Duration::MAX, serve);
+        self.drain_while(|| true, serve);
     }
 
-    /// As [`VirtQueue::drain`], for requests that may take long: no other is begun after `slice`, so
-    /// that the thread looks at its other events, its end included.
-    pub fn drain_for(&mut self, slice: Duration, mut serve: impl FnMut(Chain) -> Option<u32>) {
-        let start = Instant::now();
+    /// As [`VirtQueue::drain`], for requests that may take long: when `more` says no after one, the
+    /// next waits until the thread has looked at its other events, its end included.
+    pub fn drain_while(
+        &mut self,
+        mut more: impl FnMut() -> bool,
+        mut serve: impl FnMut(Chain) -> Option<u32>,
+    ) {
         let mut budget = self.queue.size();
         loop {
             self.set_doorbell(false);
@@ -134,7 +136,7 @@ impl VirtQueue {
                 if let Some(written) = serve(chain) {
                     self.complete(head, written);
                 }
-                if start.elapsed() >= slice {
+                if !more() {
                     budget = 0;
                 }
             }
@@ -237,10 +239,11 @@ mod tests {
         let mut queue = queue_on(&memory, ring.create_queue().unwrap(), sink);
         for left in [2, 1, 0] {
             let mut served = 0;
-            queue.drain_for(Duration::ZERO, |_| {
+            let serve = |_| {
                 served += 1;
                 Some(0)
-            });
+            };
+            queue.drain_while(|| false, serve);
             assert_eq!((served, queue.kick().read().is_ok()), (1, left > 0));
         }
     }

@@ -1,7 +1,7 @@
 //! The queue: takes requests one by one, has them carried out, answers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memctl::Answer;
 
@@ -62,7 +62,9 @@ impl Worker for MemWorker {
     fn queue_ready(&mut self, _position: usize) {
         let Self { queue, shared, record, events } = self;
         let memory = Arc::clone(queue.memory());
-        queue.drain_for(SLICE, |chain| Some(serve(shared, chain, &memory, record, events)));
+        let start = Instant::now();
+        let serve = |chain| Some(serve(shared, chain, &memory, record, events));
+        queue.drain_while(|| start.elapsed() < SLICE, serve);
         shared.report(events);
     }
 }
