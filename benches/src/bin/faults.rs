@@ -3,7 +3,7 @@
 //! One, two and four threads of a function touch fresh memory (`tests/guest/faults.c`), in a
 //! partition and beside it in the same guest, turn and turn about, and in a guest without
 //! partitions: there the hooks of our kernel are off. With `TESSERA_PLAIN_VMLINUX` also in a kernel
-//! built without CONFIG_MEM_PARTITION. Results go to `faults.json`, `.md` and `.svg`, and as tables
+//! without our patches, as `cargo xtask bench` has it. Results go to `faults.json`, `.md` and `.svg`, and as tables
 //! to the terminal.
 #![forbid(unsafe_code)]
 
