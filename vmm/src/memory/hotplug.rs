@@ -87,7 +87,8 @@ impl HotplugMemory {
         backed: &Backed,
         memory: &Memory,
         block: Bytes,
-        (readers, runs): (Arc<Readers>, Arc<Runs>),
+        readers: Arc<Readers>,
+        runs: Arc<Runs>,
     ) -> Self {
         let blocks = backed.mapping.size() as u64 / block.as_u64();
         Self {

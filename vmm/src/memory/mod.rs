@@ -78,8 +78,8 @@ pub fn allocate(rooms: &[Room], readers: &Arc<Readers>) -> Result<GuestRam, Erro
         let backed = Backed::closed(range.start, size, memory)?;
         let gate = match *block {
             Some(block) => {
-                let shared = (Arc::clone(readers), Arc::clone(&runs));
-                let room = HotplugMemory::new(&backed, memory, block, shared);
+                let (readers, runs) = (Arc::clone(readers), Arc::clone(&runs));
+                let room = HotplugMemory::new(&backed, memory, block, readers, runs);
                 let gate = room.gate();
                 hotplug.push(room);
                 Some(gate)
