@@ -134,7 +134,18 @@ fn swap_takes_pages_out_of_the_partition_and_brings_them_back() -> Result<()> {
 
 #[test]
 fn reclaim_finds_the_pages_of_a_partition_by_either_list() -> Result<()> {
-    behaves(SWAP, &["reclaim", "reclaim-lists", "reclaim-switch", "strict-swap"])
+    behaves(SWAP, &["reclaim", "reclaim-lists", "reclaim-switch"])
+}
+
+#[test]
+fn with_swap_nobody_is_killed_for_a_strict_partition() -> Result<()> {
+    behaves(SWAP, &["strict-swap", "strict-crowd"])
+}
+
+/// What it would take from them, nobody else could have.
+#[test]
+fn reclaim_for_the_whole_machine_leaves_partitions_alone() -> Result<()> {
+    behaves(SWAP, &["shortage"])
 }
 
 #[test]
@@ -245,9 +256,14 @@ fn evacuation_leaves_what_is_held_and_takes_it_when_it_is_let_go() -> Result<()>
 #[test]
 #[ignore = "needs a kernel with memory failures: cargo xtask test --long"]
 fn with_the_debug_kernel_a_page_that_went_bad_keeps_its_partition() -> Result<()> {
+    keeps_its_partition("poison")?;
+    keeps_its_partition("poison-free")
+}
+
+fn keeps_its_partition(case: &str) -> Result<()> {
     let vm = vm("true")?;
     let places = add(&vm)?;
-    let (status, told) = vm.console().status_of(&format!("behave poison{places}"))?;
+    let (status, told) = vm.console().status_of(&format!("behave {case}{places}"))?;
     anyhow::ensure!(status == 0 && !told.contains("FAIL"), "status {status}: {told}");
     until("the other partition to be gone", within(10), || {
         Ok((vm.partitions()?.len() == 1).then_some(()))

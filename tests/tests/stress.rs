@@ -20,6 +20,9 @@ const SLACK: u64 = 12 * MIB;
 const MOST: usize = 8;
 const LARGEST: u64 = 48 * MIB;
 
+/// Gives up the bookkeeping of what is not plugged, which may be on its way in or out.
+const TRIM: &str = "echo 1 | tee /sys/bus/virtio/devices/*/partitions/trim";
+
 /// Seconds of it.
 const SHORT: u64 = 12;
 const LONG: u64 = 300;
@@ -150,6 +153,7 @@ fn functions_come_and_go_in_partitions_and_nothing_is_lost_or_left() -> Result<(
     let before = meminfo(&vm, "MemAvailable")?;
     let mut host = Host::of(&vm);
     let seconds = seconds();
+    vm.shell(&format!("(while sleep 0.3; do {TRIM}; done > /dev/null 2>&1 &)"))?;
     vm.shell(&format!("(stress {seconds} > /out 2>&1 &)"))?;
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {

@@ -234,6 +234,47 @@ static void reclaim_switch(void)
 	expect_empty("used after its end", FN0);
 }
 
+/* What the whole machine is short of is not to be had from a partition. */
+static void shortage_body(void)
+{
+	char *mem = map_memory(5 * SIZE);
+
+	madvise(mem, SIZE, MADV_NOHUGEPAGE);
+	fill(mem, 5 * SIZE, 1);
+	reach(1);
+	await(2);
+	expect_in("memory of a function while others lack some", mem, 5 * SIZE, IN_A);
+	expect_holds("memory of a function while others lack some", mem, 5 * SIZE, 1);
+}
+
+/* Takes memory until much of it is in swap. */
+static void shortage_outside(void)
+{
+	const long enough = 160 * MIB / PAGE;
+	size_t most = number_of("/proc/meminfo", "MemAvailable") * KIB + 256 * MIB;
+	long before = number_of("/proc/vmstat", "pswpout"), swapped = 0;
+	char *mem = map_memory(most);
+
+	for (size_t at = 0; at < most && swapped < enough; at += MIB) {
+		memset(mem + at, 1, MIB);
+		swapped = number_of("/proc/vmstat", "pswpout") - before;
+	}
+	expect_at_least("pages written to swap", swapped, enough);
+}
+
+static void shortage(void)
+{
+	pid_t pid;
+
+	bind_to(FN0, "");
+	pid = start(FN0, shortage_body);
+	await(1);
+	finish(start(OUT, shortage_outside), 0);
+	reach(2);
+	finish(pid, 0);
+	expect_empty("used after its end", FN0);
+}
+
 /* Memory that is locked is in the partition, and nothing moves it. */
 static void mlock_body(void)
 {
@@ -292,6 +333,47 @@ static void poison(void)
 	expect_equal("used after its end", used(FN0), PAGE);
 }
 
+/* One that goes bad while nobody has it: whoever gets to it passes over it. */
+
+static int has_flag(uint64_t frame, int flag)
+{
+	return kernel_page_word(PAGE_FLAGS, frame) >> flag & 1;
+}
+
+static void poison_free_body(void)
+{
+	size_t size = partition_value(FN0, "size");
+	char *mem = map_memory(SIZE), text[32];
+	uint64_t bad, *frames;
+
+	madvise(mem, SIZE, MADV_NOHUGEPAGE);
+	fill(mem, SIZE, 1);
+	bad = frames_of(mem, SIZE)[16];
+	munmap(mem, SIZE);
+	set("/proc/sys/vm/compact_memory", "1");
+	expect(has_flag(bad, KPF_OFFLINE), "a page after munmap: still in use");
+	/* Linux has no way to take it from who keeps it free, and says so. */
+	snprintf(text, sizeof(text), "%#lx", (unsigned long)(bad * PAGE));
+	put("/sys/devices/system/memory/hard_offline_page", text, 0);
+	expect(has_flag(bad, KPF_HWPOISON), "a page that went bad: not marked");
+
+	mem = map_memory(size);
+	fill(mem, size, 2);
+	expect_at_least("used by who wants all of it", used(FN0), size);
+	frames = frames_of(mem, size);
+	for (size_t i = 0; i < size / PAGE; i++)
+		expect(frames[i] != bad, "page %zu: expected another than the bad one", i);
+	expect_holds("memory", mem, size, 2);
+}
+
+static void poison_free(void)
+{
+	bind_to(FN0, "policy=spill");
+	in_function(poison_free_body);
+	expect_used_at_most("used after its end", FN0, PAGE);
+	expect_equal("used after its end", used(FN0), PAGE);
+}
+
 const struct behaviour advice_cases[] = {
 	{ "dontneed", dontneed },
 	{ "madv-free", madv_free },
@@ -302,7 +384,9 @@ const struct behaviour advice_cases[] = {
 	{ "reclaim", reclaim_generations },
 	{ "reclaim-lists", reclaim_lists },
 	{ "reclaim-switch", reclaim_switch },
+	{ "shortage", shortage },
 	{ "mlock", lock },
 	{ "poison", poison },
+	{ "poison-free", poison_free },
 	{ NULL, NULL },
 };

@@ -24,8 +24,10 @@
 /* Where a page is. */
 enum place { NOWHERE, SWAPPED, OUTSIDE, IN_A, IN_B, PLACES };
 
-/* A page's bits in /proc/kpageflags. */
+/* The words of all pages' flags, and bits of them. */
+#define PAGE_FLAGS "/proc/kpageflags"
 #define KPF_ANON 12
+#define KPF_HWPOISON 19
 #define KPF_OFFLINE 23
 
 /* What the processes of a case share, outside of all partitions. */

@@ -102,6 +102,36 @@ static void strict_swap(void)
 	expect_empty("used after its end", FN0);
 }
 
+/* So does each of many, while the others take the room that it makes. */
+#define CROWD 16
+
+static void strict_crowd_body(void)
+{
+	size_t size = (partition_value(FN0, "size") + 4 * SIZE) / CROWD & ~(PAGE - 1);
+	char *mem = map_memory(size);
+
+	for (int round = 0; round < 3; round++) {
+		for (size_t at = 0; at < size; at += PAGE)
+			fill(mem + at, PAGE, at / PAGE + round);
+		for (size_t at = 0; at < size; at += PAGE)
+			expect_holds("memory", mem + at, PAGE, at / PAGE + round);
+	}
+}
+
+static void strict_crowd(void)
+{
+	pid_t pids[CROWD];
+
+	bind_to(FN0, "policy=strict");
+	for (int i = 0; i < CROWD; i++)
+		pids[i] = start(FN0, strict_crowd_body);
+	for (int i = 0; i < CROWD; i++)
+		finish(pids[i], 0);
+	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
+	expect_equal("events of spills", event_count(FN0, "spill"), 0);
+	expect_empty("used after their end", FN0);
+}
+
 /* The limit of the cgroup is below the partition's size: it comes first. */
 static void memory_max_body(void)
 {
@@ -219,6 +249,7 @@ const struct behaviour limit_cases[] = {
 	{ "strict", strict },
 	{ "strict-survivor", strict_survivor },
 	{ "strict-swap", strict_swap },
+	{ "strict-crowd", strict_crowd },
 	{ "memory-max", memory_max },
 	{ "files", files },
 	{ "page-cache", page_cache },

@@ -163,7 +163,7 @@ static long frames_used, frames_free, frames_odd;
 static void count_frames(uint64_t first, uint64_t count)
 {
 	uint64_t *flags = malloc(count * 8), *counts = malloc(count * 8);
-	int flags_fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	int flags_fd = open(PAGE_FLAGS, O_RDONLY | O_CLOEXEC);
 	int counts_fd = open("/proc/kpagecount", O_RDONLY | O_CLOEXEC);
 
 	if (!flags || !counts ||
