@@ -6,7 +6,6 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::machine::spec::Backing;
 use crate::memory::{GuestRam, Room, allocate};
 
 const BLOCK: u64 = 2 << 20;
