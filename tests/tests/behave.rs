@@ -173,7 +173,10 @@ fn files_and_shared_memory_of_a_function_are_not_in_its_partition() -> Result<()
 
 #[test]
 fn control_groups_come_and_go_whatever_their_functions_do() -> Result<()> {
-    behaves("true", &["killed", "removed", "inherited", "moved", "waiting", "woken", "raced"])
+    behaves(
+        "true",
+        &["killed", "removed", "inherited", "moved", "waiting", "woken", "by-number", "raced"],
+    )
 }
 
 /// Starts a case that waits for the file `/tmp/stop`, and waits until it says that it does.

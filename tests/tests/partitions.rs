@@ -4,19 +4,21 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use guest_tests::{Config, Reply, Result, Tessera, Vm, until, within};
+use guest_tests::{Config, HugePages, Reply, Result, Tessera, Vm, until, within};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 256 * MIB;
 
-/// A guest with room for partitions, where `/cg/fn0` is a control group for a function.
+/// A guest with room for partitions.
+fn config() -> Result<Config> {
+    let config = Config::vmlinux()?.memory(256 * MIB).with_programs()?;
+    Ok(config.set("memory.partitions", json!({"size": 1024 * MIB, "prepare": SIZE})))
+}
+
+/// One where `/cg/fn0` is a control group for a function.
 fn vm() -> Result<Tessera> {
-    let config = Config::vmlinux()?
-        .memory(256 * MIB)
-        .with_programs()?
-        .set("memory.partitions", json!({"size": 1024 * MIB, "prepare": SIZE}));
-    let vm = Vm::from(config).boot()?;
+    let vm = Vm::from(config()?).boot()?;
     control_group(&vm)?;
     Ok(vm)
 }
@@ -63,6 +65,17 @@ fn start(vm: &Tessera) -> Result<()> {
     Ok(())
 }
 
+/// Has the function look at what it wrote.
+fn is_intact(vm: &Tessera) -> Result<()> {
+    vm.shell("kill -USR1 $(sed -n 's/^hog 0 \\([0-9]\\)/\\1/p' /out)")?;
+    until("the function to look at its memory", within(30), || {
+        let told = vm.shell("tail -n 1 /out")?;
+        anyhow::ensure!(!told.contains("corrupt"), "{told}");
+        Ok(told.contains("intact").then_some(()))
+    })?;
+    vm.shell("echo >> /out").map(drop)
+}
+
 /// Ends it, and with it the binding of its control group.
 fn end(vm: &Tessera) -> Result<()> {
     vm.shell(
@@ -103,6 +116,30 @@ fn a_function_ends_in_one_request_and_no_page_is_migrated() -> Result<()> {
         assert_eq!(info["memory_actual_size"], 256 * MIB);
     }
     vm.power_off()
+}
+
+/// From the host's pool and back to it, private or in a file.
+#[test]
+fn huge_pages_of_a_function_go_back_to_the_hosts_pool() -> Result<()> {
+    let pages = HugePages::reserve(1024 * MIB)?;
+    let all = pages.free()?;
+    for shared in [false, true] {
+        let vm = Vm::from(config()?.set("memory.hugepages", true).set("memory.shared", shared));
+        let vm = vm.boot()?;
+        control_group(&vm)?;
+        add(&vm, "fn-1", "auto")?;
+        let idle = pages.free()?;
+        start(&vm)?;
+        let busy = pages.free()?;
+        assert!(busy + 95 < idle, "{idle} pages were free, then {busy}, shared: {shared}");
+        end(&vm)?;
+        is_gone(&vm, "fn-1")?;
+        let after = pages.free()?;
+        assert!(after + 16 > idle, "{idle} pages were free, now {after}, shared: {shared}");
+        vm.power_off()?;
+        assert_eq!(pages.free()?, all);
+    }
+    Ok(())
 }
 
 #[test]
@@ -159,22 +196,112 @@ fn evacuation_takes_a_partition_from_a_function_that_lives_on() -> Result<()> {
     reaches(&vm, "small", "bound", 64 * MIB)?;
     let body = json!({"id": "small", "timeout_ms": 30_000, "evacuate": true});
     put(&vm, "vm.remove-partition", &body)?.expect(200)?;
-    vm.shell("kill -USR1 $(sed -n 's/^hog 0 \\([0-9]\\)/\\1/p' /out); sleep 1")?;
-    let told = vm.shell("cat /out")?;
-    assert!(told.contains("intact") && !told.contains("corrupt"), "{told}");
+    is_intact(&vm)?;
     vm.power_off()
 }
 
 #[test]
-fn a_live_partition_grows_and_shrinks() -> Result<()> {
+fn a_partition_grows_and_shrinks_before_its_function_and_under_it() -> Result<()> {
     let vm = vm()?;
     add(&vm, "fn-1", "auto")?;
-    for size in [512 * MIB, 128 * MIB] {
+    let resize = |state: &str, size: u64| {
         let body = json!({"id": "fn-1", "size": size});
         put(&vm, "vm.resize-partition", &body)?.expect(200)?;
-        reaches(&vm, "fn-1", "plugged", size)?;
-        put(&vm, "vm.resize-partition", &body)?.expect(204)?;
-    }
+        reaches(&vm, "fn-1", state, size)?;
+        put(&vm, "vm.resize-partition", &body)?.expect(204).map(drop)
+    };
+    resize("plugged", 128 * MIB)?;
+    resize("plugged", 512 * MIB)?;
+    start(&vm)?;
+    resize("bound", 768 * MIB)?;
+    resize("bound", SIZE)?;
+    is_intact(&vm)?;
+    // It has 200 MiB, and the rest goes as it becomes free: nothing is moved.
+    let before = vm.migrated()?;
+    let body = json!({"id": "fn-1", "size": 128 * MIB});
+    put(&vm, "vm.resize-partition", &body)?.expect(200)?;
+    let left = until("what is free to be gone", within(30), || {
+        let plugged = find(&vm, "fn-1")?.context("no partition")?["plugged"].as_u64();
+        Ok(plugged.filter(|&plugged| plugged < 216 * MIB))
+    })?;
+    assert!(left >= 200 * MIB, "{left} bytes are left of 200 MiB in use");
+    assert_eq!(vm.migrated()?, before);
+    is_intact(&vm)?;
+    end(&vm)?;
+    is_gone(&vm, "fn-1")?;
+    vm.power_off()
+}
+
+/// A platform's agent in the guest has nothing to poll for.
+#[test]
+fn the_guest_is_told_of_each_step_with_the_hosts_cookie() -> Result<()> {
+    let vm = vm()?;
+    vm.shell(
+        "echo 'test -z \"$PARTITION_ID\" || \
+         echo $ACTION $PARTITION_COOKIE $PARTITION_STATE >> /told' > /tell; (uevent sh /tell &); \
+         while ! grep -q '^[^ ]* 15 .* 00000001 ' /proc/net/netlink; do sleep 0.1; done",
+    )?;
+    add(&vm, "fn-1", "auto")?;
+    start(&vm)?;
+    reaches(&vm, "fn-1", "bound", SIZE)?;
+    end(&vm)?;
+    is_gone(&vm, "fn-1")?;
+    let told = until("the guest to be told of the end", within(30), || {
+        let told = vm.shell("cat /told")?;
+        Ok(told.contains("remove").then_some(told))
+    })?;
+    let steps: Vec<_> = told.lines().map(str::trim).collect();
+    assert_eq!((steps[0], steps[1]), ("add 7 idle", "change 7 active"), "{told}");
+    assert!(steps[steps.len() - 1].starts_with("remove 7"), "{told}");
+    vm.power_off()
+}
+
+/// Unbinds the driver from the device, or binds it again; says whether the guest's kernel did.
+fn driver(vm: &Tessera, what: &str, device: &str) -> Result<bool> {
+    let command = format!("echo {device} > /sys/bus/virtio/drivers/virtio_mem/{what}");
+    Ok(vm.console().status_of(&command)?.0 == 0)
+}
+
+fn device(vm: &Tessera) -> Result<String> {
+    vm.shell("basename /sys/bus/virtio/drivers/virtio_mem/virtio*")
+}
+
+/// What nobody uses is released, for good; the driver that comes back takes what the host adds then.
+#[test]
+fn a_driver_that_goes_and_comes_back_starts_over() -> Result<()> {
+    let vm = vm()?;
+    add(&vm, "first", "manual")?;
+    let device = device(&vm)?;
+    assert!(driver(&vm, "unbind", &device)?);
+    is_gone(&vm, "first")?;
+    assert_eq!(vm.api().get("vm.info")?.expect(200)?.body["memory_actual_size"], 256 * MIB);
+    let body = json!({"id": "second", "size": SIZE, "cookie": 7});
+    put(&vm, "vm.add-partition", &body)?.expect(409)?;
+    assert!(driver(&vm, "bind", &device)?);
+    add(&vm, "second", "auto")?;
+    start(&vm)?;
+    reaches(&vm, "second", "bound", SIZE)?;
+    end(&vm)?;
+    is_gone(&vm, "second")?;
+    assert_eq!(vm.complaints()?, "");
+    vm.power_off()
+}
+
+/// As with stock virtio-mem: what a function uses stays plugged, and stays where it is.
+#[test]
+fn a_driver_that_goes_leaves_a_function_its_memory() -> Result<()> {
+    let vm = vm()?;
+    add(&vm, "fn-1", "auto")?;
+    start(&vm)?;
+    reaches(&vm, "fn-1", "bound", SIZE)?;
+    let device = device(&vm)?;
+    assert!(driver(&vm, "unbind", &device)?);
+    is_intact(&vm)?;
+    assert!(!driver(&vm, "bind", &device)?, "a driver that knows nothing of what is in use");
+    is_intact(&vm)?;
+    end(&vm)?;
+    assert_eq!(find(&vm, "fn-1")?.context("no partition")?["plugged"], json!(SIZE));
+    assert_eq!(vm.complaints()?, "");
     vm.power_off()
 }
 

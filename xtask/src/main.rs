@@ -62,7 +62,7 @@ enum Command {
     Test(test::Options),
     /// Check format, lints, documentation and size limits.
     Check,
-    /// Boot a guest and show it.
+    /// Show functions come and go in one VM, and their memory with them.
     Demo,
     /// Run the benchmark programs; NAME picks one.
     Bench(bench::Options),

@@ -2,6 +2,7 @@
 /* A function that wants more than there is, and what it has outside of its partition. */
 #include "behave.h"
 
+#include <poll.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 
@@ -26,8 +27,18 @@ static void outgrow_body(void)
 
 static void spill(void)
 {
+	struct pollfd events = { .events = POLLPRI };
+	char text[256];
+	pid_t pid;
+
 	bind_to(FN0, "policy=spill");
-	in_function(outgrow_body);
+	events.fd = open(FN0 "/memory.partition.events", O_RDONLY | O_CLOEXEC);
+	expect_at_least("bytes read of the events", read(events.fd, text, sizeof(text)), 1);
+	expect_equal("events before there was one", poll(&events, 1, 0), 0);
+	pid = start(FN0, outgrow_body);
+	expect_equal("events for who waits for one", poll(&events, 1, 30000), 1);
+	finish(pid, 0);
+	close(events.fd);
 	expect_at_least("spilled", partition_value(FN0, "spilled"), SIZE);
 	expect_at_least("events of spills", event_count(FN0, "spill"), SIZE / PAGE);
 	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
