@@ -19,6 +19,8 @@ pub enum Artefact {
     Initramfs,
     /// The same with the programs of `tests/guest`.
     ProgramsInitramfs,
+    /// The self-test of partitions that our kernel patches bring.
+    Selftest,
     /// A root file system with stock Debian, without a partition table.
     DebianImage,
     /// Debian's own cloud kernel.
@@ -37,6 +39,7 @@ impl Artefact {
             Self::BzImage => "TESSERA_BZIMAGE",
             Self::Initramfs => "TESSERA_INITRAMFS",
             Self::ProgramsInitramfs => "TESSERA_PROGRAMS_INITRAMFS",
+            Self::Selftest => "TESSERA_SELFTEST",
             Self::DebianImage => "TESSERA_DEBIAN_IMAGE",
             Self::DebianKernel => "TESSERA_DEBIAN_KERNEL",
             Self::DebianInitrd => "TESSERA_DEBIAN_INITRD",

@@ -24,6 +24,17 @@ impl Image {
         Ok(image)
     }
 
+    /// An image of whole sectors that begins with a file, and the file's size.
+    ///
+    /// # Errors
+    /// The file can't be read, or the host refused.
+    pub fn beginning_with(file: &Path) -> Result<(Self, usize)> {
+        let mut content = fs::read(file).with_context(|| format!("no {}", file.display()))?;
+        let size = content.len();
+        content.resize(size.next_multiple_of(512), 0);
+        Ok((Self::with(&content)?, size))
+    }
+
     /// An image of so many zeros, which take no space.
     ///
     /// # Errors

@@ -1,8 +1,6 @@
 //! Kernels that start while the memory of the one before them is plugged: one that kexec goes to,
 //! and one that a panic starts, which shows that memory (kdump).
 
-use std::fs;
-
 use anyhow::Context;
 use guest_tests::{Artefact, Config, Image, MIB, Result, Tessera, Vm, until, within};
 use serde_json::{Value, json};
@@ -12,14 +10,6 @@ const SIZE: u64 = 64 * MIB;
 /// What the function has of its partition.
 const USED: u64 = 48 * MIB;
 
-/// A disk of whole sectors that begins with a file, and the file's size.
-fn disk_with(file: Artefact) -> Result<(Image, usize)> {
-    let mut content = fs::read(file.path()?)?;
-    let size = content.len();
-    content.resize(size.next_multiple_of(512), 0);
-    Ok((Image::with(&content)?, size))
-}
-
 /// A guest with a function in a partition, and with another kernel in `/kernel` and `/initrd`.
 struct Guest {
     vm: Tessera,
@@ -28,8 +18,8 @@ struct Guest {
 
 impl Guest {
     fn boot(words: &str) -> Result<Self> {
-        let (kernel, kernel_size) = disk_with(Artefact::BzImage)?;
-        let (initrd, initrd_size) = disk_with(Artefact::ProgramsInitramfs)?;
+        let (kernel, kernel_size) = Image::beginning_with(&Artefact::BzImage.path()?)?;
+        let (initrd, initrd_size) = Image::beginning_with(&Artefact::ProgramsInitramfs.path()?)?;
         let config = Config::vmlinux()?
             .memory(512 * MIB)
             .with_programs()?

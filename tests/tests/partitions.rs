@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use guest_tests::{Config, HugePages, Reply, Result, Tessera, Vm, until, within};
+use guest_tests::{Artefact, Config, HugePages, Image, Reply, Result, Tessera, Vm, until, within};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -229,6 +229,25 @@ fn a_partition_grows_and_shrinks_before_its_function_and_under_it() -> Result<()
     is_intact(&vm)?;
     end(&vm)?;
     is_gone(&vm, "fn-1")?;
+    vm.power_off()
+}
+
+/// It comes with the kernel patches, as the kernel's own tests of control groups do.
+#[test]
+fn the_kernels_self_test_passes() -> Result<()> {
+    let (disk, size) = Image::beginning_with(&Artefact::Selftest.path()?)?;
+    let vm = Vm::from(config()?.disk(json!({"path": disk.path()}))).boot()?;
+    vm.mount_cgroups()?;
+    vm.shell(&format!("head -c {size} /dev/vda > /selftest; chmod +x /selftest"))?;
+    let body = json!({"id": "fn-1", "size": 64 * MIB, "release": "manual"});
+    put(&vm, "vm.add-partition", &body)?.expect(200)?;
+    reaches(&vm, "fn-1", "plugged", 64 * MIB)?;
+    let (status, told) = vm.console().status_of("/selftest")?;
+    println!("{told}");
+    assert_eq!(status, 0, "{told}");
+    let totals = told.lines().last().unwrap_or_default().trim();
+    assert_eq!(totals, "# Totals: pass:6 fail:0 xfail:0 xpass:0 skip:0 error:0");
+    assert_eq!(vm.complaints()?, "");
     vm.power_off()
 }
 

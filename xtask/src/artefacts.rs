@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::cache::Cache;
 use crate::kernel::{self, Kernel};
 use crate::rootfs::{self, DebianGuest};
-use crate::{guest_programs, initramfs, lab};
+use crate::{guest_programs, initramfs, lab, selftest};
 
 /// The variable that names the disk of the Debian guest.
 const IMAGE: &str = "TESSERA_DEBIAN_IMAGE";
@@ -17,6 +17,7 @@ pub(crate) struct Artefacts {
     kernel: Kernel,
     initramfs: PathBuf,
     guest_programs: PathBuf,
+    selftest: PathBuf,
     debian: Option<DebianGuest>,
 }
 
@@ -32,6 +33,7 @@ impl Artefacts {
             kernel: kernel::ensure(cache)?,
             initramfs: initramfs::ensure(cache)?,
             guest_programs: guest_programs::ensure(cache)?,
+            selftest: selftest::ensure(cache)?,
             debian: None,
         })
     }
@@ -44,6 +46,7 @@ impl Artefacts {
             ("TESSERA_MODULE", &self.kernel.module),
             ("TESSERA_INITRAMFS", &self.initramfs),
             ("TESSERA_PROGRAMS_INITRAMFS", &self.guest_programs),
+            ("TESSERA_SELFTEST", &self.selftest),
         ];
         variables.extend(self.debian.iter().flat_map(|debian| {
             [

@@ -62,12 +62,17 @@ pub(crate) fn ensure_plain(cache: &Cache) -> Result<PathBuf> {
 
 /// The folder of the kernel `name` that these inputs make; `time` is what building it takes.
 fn built(cache: &Cache, name: &str, inputs: &Inputs, time: &str) -> Result<PathBuf> {
-    setup::packages()?;
-    let version = setup::installed_version(SOURCE_PACKAGE)?;
+    let version = source_version()?;
     cache.artefact(name, &inputs.key(&version)?, |dir| {
         step(&format!("building the guest {name} {version}: {time} on two cores"));
         build(inputs, dir)
     })
+}
+
+/// The version of the kernel's source, which is installed when it is missing.
+pub(crate) fn source_version() -> Result<String> {
+    setup::packages()?;
+    setup::installed_version(SOURCE_PACKAGE)
 }
 
 impl Inputs {
@@ -114,7 +119,7 @@ impl Inputs {
 
 fn build(inputs: &Inputs, dir: &Path) -> Result<()> {
     let tree = dir.join("tree");
-    unpack(&tree)?;
+    unpack(&tree, "")?;
     for patch in &inputs.patches {
         step(&format!("kernel: applying {}", patch.display()));
         apply(patch, &tree)?;
@@ -136,12 +141,12 @@ fn build(inputs: &Inputs, dir: &Path) -> Result<()> {
     Ok(fs::remove_dir_all(tree)?)
 }
 
-/// Makes `tree`, with the source that no patch has touched.
-pub(crate) fn unpack(tree: &Path) -> Result<()> {
+/// Makes `tree`, with the source that no patch has touched: what is in `folder` of it.
+pub(crate) fn unpack(tree: &Path, folder: &str) -> Result<()> {
     fs::create_dir(tree)?;
     step("kernel: unpacking the source");
     let options = ["--strip-components=1", "--extract", "--file", SOURCE_ARCHIVE, "--directory"];
-    run(Command::new("tar").args(options).arg(tree))
+    run(Command::new("tar").args(options).arg(tree).arg(format!("{SOURCE_PACKAGE}/{folder}")))
 }
 
 /// Applies one patch, whose context must be what it says.

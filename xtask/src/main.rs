@@ -19,6 +19,7 @@ mod lab;
 mod libtest;
 mod process;
 mod rootfs;
+mod selftest;
 mod series;
 mod setup;
 mod stock_kernel;

@@ -1,6 +1,7 @@
-//! `kernel --series`: whether the kernel builds and boots after each patch, as reviewers ask for.
+//! `kernel --series`: whether each patch is in the kernel's style, and the kernel builds and boots
+//! after it, as reviewers ask for.
 //!
-//! Not part of `test`: a change of a patch concerns all that follow, and 17 kernels take a while.
+//! Not part of `test`: a change of a patch concerns all that follow, and 18 kernels take a while.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,13 +12,17 @@ use anyhow::{Context, Result, bail};
 use crate::cache::Cache;
 use crate::initramfs;
 use crate::kernel::{self, Inputs};
-use crate::process::{last_lines, output, run_logged};
+use crate::process::{last_lines, output, run, run_logged};
 
 /// What all kernels have; a warning of the compiler is an error.
 const CONFIG: &str = include_str!("series.config");
 
 /// What the patches are built with.
-const BASE: &str = "CONFIG_SMP=y\nCONFIG_NUMA=y\n";
+const BASE: &str = "CONFIG_SMP=y\nCONFIG_NUMA=y\nCONFIG_NUMA_BALANCING=y\n";
+
+/// Without what they bring, the folders they change are compiled after each of them.
+const OFF: &str = "# CONFIG_MEM_PARTITION is not set\n";
+const FOLDERS: &[&str] = &["mm/", "fs/proc/", "drivers/virtio/"];
 
 /// What they bring, the tests that run when the kernel boots included.
 const PARTITIONS: &str = "CONFIG_MEM_PARTITION=y\nCONFIG_MEM_PARTITION_KUNIT_TEST=y\n";
@@ -25,7 +30,8 @@ const PARTITIONS: &str = "CONFIG_MEM_PARTITION=y\nCONFIG_MEM_PARTITION_KUNIT_TES
 /// The configurations of the whole series.
 const WHOLE: &[(&str, &[&str])] = &[
     ("with its tests", &[BASE, PARTITIONS]),
-    ("with its option off", &[BASE, "# CONFIG_MEM_PARTITION is not set\n"]),
+    ("with its option off", &[BASE, OFF]),
+    ("without NUMA", &["CONFIG_SMP=y\n# CONFIG_NUMA is not set\n", PARTITIONS]),
     ("with one CPU and no NUMA", &["# CONFIG_SMP is not set\n", PARTITIONS]),
 ];
 
@@ -44,12 +50,18 @@ pub(crate) fn check(cache: &Cache, first: &str) -> Result<()> {
     let initramfs = initramfs::ensure(cache)?;
     let inputs = Inputs::in_workspace()?;
     let dir = tempfile::Builder::new().prefix("tessera-series-").tempdir()?;
-    let tree = dir.path().join("tree");
-    kernel::unpack(&tree)?;
+    // One for each setting of the option: changing it compiles all again.
+    let [tree, off] = ["tree", "off"].map(|name| dir.path().join(name));
+    kernel::unpack(&tree, "")?;
+    kernel::unpack(&off, "")?;
     for patch in &inputs.patches {
         kernel::apply(patch, &tree)?;
+        kernel::apply(patch, &off)?;
         let name = patch.file_name().unwrap_or_default().to_string_lossy();
         if *name >= *first {
+            check_style(patch, &tree)?;
+            build(&off, &[CONFIG, BASE].concat(), OFF, FOLDERS)
+                .with_context(|| format!("{name} does not build with its option off"))?;
             one(&name, &tree, &[CONFIG, BASE].concat(), PARTITIONS, &initramfs)?;
         }
     }
@@ -60,20 +72,29 @@ pub(crate) fn check(cache: &Cache, first: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the kernel's own tool says of the patch. MAINTAINERS is not ours to write, and CamelCase is
+/// how the kernel names what it does to the flags of a page.
+fn check_style(patch: &Path, tree: &Path) -> Result<()> {
+    let mut checkpatch = Command::new("scripts/checkpatch.pl");
+    checkpatch.current_dir(tree).args(["--strict", "--terse", "--quiet"]);
+    run(checkpatch.arg("--ignore=FILE_PATH_CHANGES,CAMELCASE").arg(patch))
+}
+
 fn one(name: &str, tree: &Path, wanted: &str, optional: &str, initramfs: &Path) -> Result<()> {
     let start = Instant::now();
-    build(tree, wanted, optional).with_context(|| format!("{name} does not build"))?;
+    build(tree, wanted, optional, &["bzImage"])
+        .with_context(|| format!("{name} does not build"))?;
     let built = start.elapsed().as_secs();
     boot(tree, initramfs).with_context(|| format!("{name} does not boot"))?;
     println!("{name}: built in {built} s, boots");
     Ok(())
 }
 
-fn build(tree: &Path, wanted: &str, optional: &str) -> Result<()> {
+fn build(tree: &Path, wanted: &str, optional: &str, targets: &[&str]) -> Result<()> {
     kernel::configure(tree, wanted, optional)?;
     let jobs = std::thread::available_parallelism()?.to_string();
     let mut make = kernel::make(tree);
-    make.args(["--jobs", &jobs, "bzImage"]);
+    make.args(["--jobs", &jobs]).args(targets);
     run_logged(&mut make, &tree.join("build.log"), "build steps")
 }
 
