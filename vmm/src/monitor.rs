@@ -10,7 +10,8 @@
 //!           <----------         <-------          resume
 //!              delete           shutdown (also from Paused)
 //! ```
-//! A guest's power-off ends the process; its reset, like `vm.reboot`, builds the machine anew.
+//! A guest's power-off ends the process; its reset, like `vm.reboot`, builds the machine anew. After
+//! `vm.reboot` the VM runs; a guest's reset leaves it paused where it was.
 
 mod instance;
 mod memory;
@@ -19,6 +20,8 @@ mod refused;
 mod slots;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -185,7 +188,7 @@ impl Monitor {
         match (&mut self.vm, request) {
             (_, Request::Ping) => Ok(Reply::Ping(PingReply::of_this_process())),
             (_, Request::VmmShutdown) => {
-                self.outcome = Some(Ok(()));
+                self.outcome.get_or_insert(Ok(()));
                 Ok(Reply::Done)
             }
             (None, Request::Create(config)) => {
@@ -206,31 +209,31 @@ impl Monitor {
     }
 
     fn handle(&mut self, source: Source) {
+        // Of several reasons to end, the first holds.
+        if self.outcome.is_some() {
+            return;
+        }
         match source {
-            Source::PowerOff => {
-                let _ = self.signals.power_off.read();
+            Source::PowerOff if self.signals.power_off.read().is_ok() => {
                 info!("the guest powered off");
                 self.events.event("vm", "shutdown", &[]);
                 self.outcome = Some(Ok(()));
             }
-            Source::Reset => {
-                let _ = self.signals.reset.read();
+            Source::Reset if self.signals.reset.read().is_ok() => {
                 info!("the guest asked for a reset");
-                let rebooted = self.vm.as_mut().map_or(Ok(()), Instance::reboot);
+                let rebooted = self.vm.as_mut().map_or(Ok(()), Instance::reset);
                 self.outcome = rebooted.err().map(|error| Err(error.into()));
             }
-            Source::Fault => {
-                let _ = self.signals.fault.read();
+            Source::Fault if self.signals.fault.read().is_ok() => {
                 let fault = self.vm.as_mut().and_then(Instance::fault);
                 self.events.event("vm", "panic", &[]);
                 self.outcome = fault.map(Err);
             }
-            Source::Refused => {
-                let _ = self.signals.refused.read();
-                // Of several reasons to end, the first holds.
-                let refused = self.vm.as_ref().and_then(Instance::refused).map(Err);
-                self.outcome = self.outcome.take().or(refused);
+            Source::Refused if self.signals.refused.read().is_ok() => {
+                self.outcome = self.vm.as_ref().and_then(Instance::refused).map(Err);
             }
+            // Its machine went between the loop's wake-up and now.
+            Source::PowerOff | Source::Reset | Source::Fault | Source::Refused => {}
             Source::Serial => self.machine(machine::Machine::serial_ready),
             Source::Terminate => {
                 info!("asked to end by a signal");

@@ -84,8 +84,8 @@ impl Events {
     }
 }
 
-/// The registers. A guest's power-off or reset is a write to an event of the machine's, which stops
-/// the vCPUs.
+/// The registers. A guest's power-off or reset is a write to an event of the machine's. The vCPUs
+/// run on until the machine's owner has seen it.
 pub struct PowerRegisters {
     power_off: EventFd,
     reset: EventFd,

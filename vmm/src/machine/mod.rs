@@ -96,6 +96,14 @@ impl Signals {
         let event = || EventFd::new(EFD_NONBLOCK);
         Ok(Self { power_off: event()?, reset: event()?, fault: event()?, refused: event()? })
     }
+
+    /// Forgets what a machine said that is gone.
+    pub fn drain(&self) {
+        for signal in [&self.power_off, &self.reset, &self.fault, &self.refused] {
+            // Fails where nothing was said.
+            let _ = signal.read();
+        }
+    }
 }
 
 /// A virtual machine in memory. Owned by the monitor's thread. Fields are dropped in order: first

@@ -77,7 +77,7 @@ impl Instance {
                 self.events.event("vm", "resumed", &[]);
             }
             (Some(_), Request::Shutdown) => self.shutdown(),
-            (Some(_), Request::Reboot) => self.reboot().map_err(internal)?,
+            (Some(_), Request::Reboot) => self.reboot(VmState::Running).map_err(internal)?,
             (Some(machine), Request::PowerButton) => machine.press_power_button(),
             (Some(machine), Request::Nmi) => machine.nmi(),
             (_, request) => return Err(self.not_now(&request)),
@@ -87,10 +87,10 @@ impl Instance {
 
     /// Builds the machine and lets it run.
     pub(super) fn boot(&mut self) -> Result<(), machine::Error> {
-        self.boot_with(Vec::new())
+        self.boot_to(VmState::Running, Vec::new())
     }
 
-    fn boot_with(&mut self, wishes: Vec<Wish>) -> Result<(), machine::Error> {
+    fn boot_to(&mut self, state: VmState, wishes: Vec<Wish>) -> Result<(), machine::Error> {
         self.events.event("vm", "booting", &[]);
         let around = Surroundings {
             signals: &self.signals,
@@ -106,7 +106,9 @@ impl Instance {
             partitions::renew(memory, wishes);
         }
         self.slots(&machine).renew();
-        machine.resume()?;
+        if state == VmState::Running {
+            machine.resume()?;
+        }
         self.machine = Some(machine);
         self.events.event("vm", "booted", &[]);
         Ok(())
@@ -217,20 +219,26 @@ impl Instance {
         self.events.event("vm", "shutdown", &[]);
     }
 
-    /// Drops the machine, and tells who waits for its guest that it is gone.
+    /// Drops the machine and what it said last, and tells who waits for its guest that it is gone.
     fn end(&mut self) {
         self.machine = None;
+        self.signals.drain();
         self.listeners.waiting = Arc::default();
     }
 
-    /// Replaces the machine by a fresh one, whose guest is asked for the same partitions.
-    pub(super) fn reboot(&mut self) -> Result<(), machine::Error> {
+    /// The guest's own reboot. It may have asked just before it was paused.
+    pub(super) fn reset(&mut self) -> Result<(), machine::Error> {
+        self.reboot(self.state())
+    }
+
+    /// Replaces the machine by a fresh one in `state`, whose guest is asked for the same partitions.
+    fn reboot(&mut self, state: VmState) -> Result<(), machine::Error> {
         self.events.event("vm", "rebooting", &[]);
         let wishes = self.partition_memory().map(partitions::wishes).unwrap_or_default();
         self.listeners.slots = Arc::new(self.listeners.slots.renewed());
         // The old machine's memory is given back before the new one's is taken.
         self.end();
-        self.boot_with(wishes)?;
+        self.boot_to(state, wishes)?;
         self.events.event("vm", "rebooted", &[]);
         Ok(())
     }
@@ -289,6 +297,12 @@ impl Instance {
             memory_actual_size: self.spec.ram().as_u64() + plugged,
             device_tree: devices.iter().map(|device| (device.id.clone(), node(device))).collect(),
         }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
