@@ -1,5 +1,8 @@
 //! The one VM of this process: its configuration, and the machine while it runs.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -238,7 +241,8 @@ impl Instance {
         self.listeners.slots = Arc::new(self.listeners.slots.renewed());
         // The old machine's memory is given back before the new one's is taken.
         self.end();
-        self.boot_to(state, wishes)?;
+        // Where that fails, the VM is shut down, and forgets all of its partitions alike.
+        self.boot_to(state, wishes).inspect_err(|_| self.shutdown())?;
         self.events.event("vm", "rebooted", &[]);
         Ok(())
     }
