@@ -127,10 +127,11 @@ impl Machine {
     /// # Errors
     /// A device thread could not be started, or KVM refused; the machine stays paused.
     pub fn resume(&mut self) -> Result<(), Error> {
-        if let Some(clock) = self.stopped_clock.take() {
+        if let Some(clock) = self.stopped_clock {
             self.vm.set_clock(clock)?;
         }
         self.devices.resume().map_err(|source| Error::Host { what: "a device thread", source })?;
+        self.stopped_clock = None;
         self.vcpus.resume();
         self.paused = false;
         Ok(())

@@ -70,8 +70,10 @@ impl Table {
         &self.0
     }
 
+    /// Resumes all devices, or on an error none.
     pub(super) fn resume(&self) -> io::Result<()> {
-        self.0.iter().try_for_each(|attached| attached.device.resume())
+        let resumed = self.0.iter().try_for_each(|attached| attached.device.resume());
+        resumed.inspect_err(|_| self.pause())
     }
 
     pub(super) fn pause(&self) {
@@ -121,5 +123,44 @@ impl Drop for SerialEvents {
             let _ = self.set.ctl(ControlOperation::Delete, fd, EpollEvent::default());
         }
         self.port.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A device that runs or not, and gets its thread or not.
+    struct Device {
+        runs: AtomicBool,
+        resumed: fn() -> io::Result<()>,
+    }
+
+    impl Lifecycle for Device {
+        fn pause(&self) {
+            self.runs.store(false, Ordering::Relaxed);
+        }
+
+        fn resume(&self) -> io::Result<()> {
+            self.runs.store(true, Ordering::Relaxed);
+            (self.resumed)()
+        }
+    }
+
+    /// Else they would write the memory of a VM that says it is paused.
+    #[test]
+    fn no_device_runs_when_one_could_not_be_resumed() {
+        let mut table = Table::default();
+        let devices = [|| Ok(()), || Err(io::ErrorKind::WouldBlock.into())]
+            .map(|resumed| Arc::new(Device { runs: AtomicBool::new(false), resumed }));
+        for device in &devices {
+            let Model { counters, memory } = Model::default();
+            let device = Arc::clone(device) as _;
+            table.add(Attached { id: String::new(), address: None, memory, device, counters });
+        }
+        assert!(table.resume().is_err());
+        assert!(devices.iter().all(|device| !device.runs.load(Ordering::Relaxed)));
     }
 }
