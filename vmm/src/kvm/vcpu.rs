@@ -7,8 +7,8 @@
 //!                       +----------- stop, fault ----------+
 //! ```
 //! A vCPU thread is in KVM_RUN, in a device's register callback, or parked. Asking it to do
-//! something else is: set the goal, raise its `attention`, and signal it until it has answered; a
-//! signal that falls between the look at `attention` and KVM_RUN is followed by another.
+//! something else is: write it into the state, raise its `attention`, and signal it until it has
+//! answered; a signal that falls between the look at `attention` and KVM_RUN is followed by another.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,13 +88,21 @@ struct State {
     parked: usize,
     /// Threads that have not ended.
     alive: usize,
-    /// Non-maskable interrupts asked for so far.
-    nmis: u64,
+    /// Of each vCPU: whether it is yet to take a non-maskable interrupt.
+    nmis: Vec<bool>,
 }
 
 impl Control {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread of vCPU `index` answers no more.
+    fn ended(&self, index: usize) {
+        let mut state = self.state();
+        state.alive -= 1;
+        state.nmis[index] = false;
+        self.changed.notify_all();
     }
 }
 
@@ -117,7 +125,8 @@ impl Vcpus {
         faulted: EventFd,
     ) -> Result<Self, Error> {
         install_signal_handler();
-        let state = State { goal: Goal::Pause, parked: 0, alive: states.len(), nmis: 0 };
+        let nmis = vec![false; states.len()];
+        let state = State { goal: Goal::Pause, parked: 0, alive: states.len(), nmis };
         let control = Arc::new(Control {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -152,11 +161,11 @@ impl Vcpus {
         self.summon(|state| state.parked == state.alive);
     }
 
-    /// Sends each vCPU a non-maskable interrupt, at once or when it resumes.
+    /// Sends each vCPU a non-maskable interrupt: returns when those that run have it. The others get
+    /// it when they resume.
     pub fn nmi(&self) {
-        self.control.state().nmis += 1;
-        self.control.attention.iter().for_each(|flag| flag.store(true, Ordering::Release));
-        self.signal();
+        self.control.state().nmis.fill(true);
+        self.summon(|state| state.goal != Goal::Run || !state.nmis.contains(&true));
     }
 
     /// Ends the threads; returns why one of them ended by itself. Where that was for closed memory
@@ -180,7 +189,7 @@ impl Vcpus {
         &self.control.counters
     }
 
-    /// Gets every thread to look at the goal, until `done`.
+    /// Gets every thread to look at the state, until `done`.
     fn summon(&self, done: impl Fn(&State) -> bool) {
         self.control.attention.iter().for_each(|flag| flag.store(true, Ordering::Release));
         let mut state = self.control.state();
@@ -229,7 +238,6 @@ struct Vcpu {
     fd: VcpuFd,
     control: Arc<Control>,
     affinity: Vec<usize>,
-    nmis_seen: u64,
     /// Whether it has been in the guest: before that its counter has no past.
     ran: bool,
 }
@@ -247,7 +255,7 @@ impl Vcpu {
             fd.set_regs(&regs).map_err(call("set registers"))?;
             set_fpu(&fd)?;
         }
-        Ok(Self { index, fd, control, affinity: state.affinity, nmis_seen: 0, ran: false })
+        Ok(Self { index, fd, control, affinity: state.affinity, ran: false })
     }
 
     fn run(mut self) -> Option<(Fault, VcpuFd)> {
@@ -264,8 +272,7 @@ impl Vcpu {
                 break Some(Fault::new(self.index, reason, &self.fd));
             }
         };
-        control.state().alive -= 1;
-        control.changed.notify_all();
+        control.ended(self.index);
         if fault.is_some()
             && let Err(error) = control.faulted.write(1)
         {
@@ -274,7 +281,7 @@ impl Vcpu {
         Some((fault?, self.fd))
     }
 
-    /// Does what the goal says; returns whether to go on.
+    /// Does what the state says; returns whether to go on.
     fn attend(&mut self) -> bool {
         let control = Arc::clone(&self.control);
         control.attention[self.index].store(false, Ordering::Release);
@@ -294,11 +301,11 @@ impl Vcpu {
             }
         }
         self.ran = true;
-        if self.nmis_seen != state.nmis {
-            self.nmis_seen = state.nmis;
+        if std::mem::take(&mut state.nmis[self.index]) {
             if let Err(error) = self.fd.nmi() {
                 error!("vCPU {}: injecting an NMI: {error}", self.index);
             }
+            control.changed.notify_all();
         }
         state.goal == Goal::Run
     }
@@ -399,4 +406,40 @@ fn set_lint(fd: &VcpuFd) -> Result<(), Error> {
 fn set_fpu(fd: &VcpuFd) -> Result<(), Error> {
     let fpu = kvm_bindings::kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
     fd.set_fpu(&fpu).map_err(call("set the FPU"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// The one NMI that an operator sends a guest that hangs.
+    #[test]
+    fn an_nmi_whose_first_signal_is_lost_arrives() {
+        install_signal_handler();
+        let state = State { goal: Goal::Run, parked: 0, alive: 1, nmis: vec![false] };
+        let control = Arc::new(Control {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            attention: vec![AtomicBool::new(false)],
+            counters: ExitCounters::default(),
+            faulted: EventFd::new(0).unwrap(),
+            buses: Buses { ports: Bus::default(), memory: Bus::default() },
+        });
+        let vcpu = Arc::clone(&control);
+        let thread = thread::spawn(move || {
+            // Waits until a signal comes, as KVM_RUN does. The first comes too early.
+            let (mut run, _silent) = UnixStream::pair().unwrap();
+            for _ in 0..2 {
+                assert_eq!(run.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::Interrupted);
+            }
+            vcpu.ended(0);
+            None
+        });
+        let vcpus = Vcpus { control, threads: vec![thread] };
+        vcpus.nmi();
+        assert_eq!(vcpus.control.state().nmis, [false]);
+    }
 }
