@@ -5,7 +5,7 @@
 //! host a grace period, so the table is only written when a route really changes.
 
 use std::io;
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::hypervisor::{MsiMessage, MsiVectors};
 use kvm_bindings::{
@@ -110,7 +110,24 @@ pub(super) struct MsiBlock {
 struct Vector {
     index: usize,
     event: EventFd,
-    connected: OnceLock<()>,
+    /// Whether `event` raises the interrupt.
+    connected: Mutex<bool>,
+}
+
+impl Vector {
+    fn gsi(&self) -> u32 {
+        IOAPIC_PINS + self.index as u32
+    }
+
+    /// Has `register` connect the event, unless it is.
+    fn connect<E>(&self, register: impl FnOnce(&EventFd, u32) -> Result<(), E>) -> Result<(), E> {
+        let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*connected {
+            register(&self.event, self.gsi())?;
+            *connected = true;
+        }
+        Ok(())
+    }
 }
 
 impl MsiBlock {
@@ -120,7 +137,7 @@ impl MsiBlock {
             let event = EventFd::new(EFD_NONBLOCK)?;
             let full = || io::Error::other("no interrupt route left");
             let index = block.vm.routes().take().ok_or_else(full)?;
-            block.vectors.push(Vector { index, event, connected: OnceLock::new() });
+            block.vectors.push(Vector { index, event, connected: Mutex::default() });
         }
         Ok(block)
     }
@@ -130,10 +147,7 @@ impl MsiVectors for MsiBlock {
     fn route(&self, vector: u16, message: Option<MsiMessage>) -> io::Result<()> {
         let vector = &self.vectors[usize::from(vector)];
         self.vm.set_route(vector.index, message)?;
-        if vector.connected.set(()).is_ok() {
-            self.vm.fd.register_irqfd(&vector.event, IOAPIC_PINS + vector.index as u32)?;
-        }
-        Ok(())
+        Ok(vector.connect(|event, gsi| self.vm.fd.register_irqfd(event, gsi))?)
     }
 
     fn trigger(&self, vector: u16) {
@@ -146,11 +160,10 @@ impl MsiVectors for MsiBlock {
 impl Drop for MsiBlock {
     fn drop(&mut self) {
         for vector in &self.vectors {
-            if vector.connected.get().is_some() {
-                let gsi = IOAPIC_PINS + vector.index as u32;
-                if let Err(error) = self.vm.fd.unregister_irqfd(&vector.event, gsi) {
-                    error!("disconnecting interrupt {gsi}: {error}");
-                }
+            if *vector.connected.lock().unwrap_or_else(PoisonError::into_inner)
+                && let Err(error) = self.vm.fd.unregister_irqfd(&vector.event, vector.gsi())
+            {
+                error!("disconnecting interrupt {}: {error}", vector.gsi());
             }
             self.vm.routes().slots[vector.index] = Slot::Free;
         }
@@ -174,6 +187,23 @@ mod tests {
         let mut routes = Routes::default();
         assert!((0..MAX_MESSAGES).all(|_| routes.take().is_some()));
         assert_eq!(routes.take(), None);
+    }
+
+    /// Else the guest waits for ever for interrupts of a vector that it sees open.
+    #[test]
+    fn a_vector_that_the_host_refused_is_connected_the_next_time() {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let vector = Vector { index: 3, event, connected: Mutex::default() };
+        assert_eq!(vector.connect(|_, _| Err("no memory")), Err("no memory"));
+        let mut connected = 0;
+        for _ in 0..2 {
+            let connect = |_: &EventFd, gsi| {
+                connected += 1;
+                if gsi == 27 { Ok(()) } else { Err(gsi) }
+            };
+            vector.connect(connect).unwrap();
+        }
+        assert_eq!(connected, 1);
     }
 
     #[test]
