@@ -192,7 +192,7 @@ impl Monitor {
                 Ok(Reply::Done)
             }
             (None, Request::Create(config)) => {
-                self.vm = Some(self.instance(*config).map_err(|error| refused(&error))?);
+                self.vm = Some(self.instance(*config).map_err(|error| create_error(&error))?);
                 Ok(Reply::Done)
             }
             (Some(_), Request::Create(_)) => {
@@ -230,7 +230,7 @@ impl Monitor {
                 self.outcome = fault.map(Err);
             }
             Source::Refused if self.signals.refused.read().is_ok() => {
-                self.outcome = self.vm.as_ref().and_then(Instance::refused).map(Err);
+                self.outcome = self.vm.as_ref().and_then(Instance::report_refused).map(Err);
             }
             // Its machine went between the loop's wake-up and now.
             Source::PowerOff | Source::Reset | Source::Fault | Source::Refused => {}
@@ -285,7 +285,7 @@ impl MutEventSubscriber for Monitor {
 }
 
 /// Why a configuration was not taken, as a client is told.
-fn refused(error: &Error) -> ApiError {
+fn create_error(error: &Error) -> ApiError {
     match error {
         Error::Config(invalid) => invalid.clone().into(),
         error => ApiError::from_error(ErrorKind::Internal, error),

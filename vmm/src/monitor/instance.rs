@@ -62,13 +62,14 @@ impl Instance {
             (_, Request::Resize { desired_ram }) => self.resize(desired_ram)?,
             (_, Request::ResizeZone { id, desired_ram }) => self.resize_zone(&id, desired_ram)?,
             (_, Request::Partitions) => return Ok(self.partitions()),
-            (
-                Some(_),
-                request @ (Request::AddPartition { .. }
-                | Request::RemovePartition { .. }
-                | Request::RemovalOutcome { .. }
-                | Request::ResizePartition { .. }),
-            ) => return self.partition(request),
+            (_, Request::AddPartition { id: name, size, policy, cookie }) => {
+                return self.home(&name)?.add(Wish { name, cookie, size, policy });
+            }
+            (_, Request::ResizePartition { id, size }) => return self.home(&id)?.resize(&id, size),
+            (_, Request::RemovePartition { id: name, timeout, evacuate }) => {
+                return self.home(&name)?.remove(&Removal { name, timeout, evacuate });
+            }
+            (_, Request::RemovalOutcome { id }) => return self.home(&id)?.removal_outcome(&id),
             (Some(machine), Request::Counters) => return Ok(Reply::Counters(counters(machine))),
             (None, Request::Boot) => self.boot().map_err(internal)?,
             (Some(machine), Request::Pause) if !machine.is_paused() => {
@@ -172,29 +173,10 @@ impl Instance {
         Reply::Partitions(list)
     }
 
-    /// Carries out a request about one partition.
-    fn partition(&self, request: Request) -> Result<Reply, ApiError> {
-        let Some(machine) = self.machine() else { return Err(self.not_now(&request)) };
-        match request {
-            Request::AddPartition { id: name, size, policy, cookie } => {
-                self.home(machine, &name)?.add(Wish { name, cookie, size, policy })
-            }
-            Request::ResizePartition { id, size } => self.home(machine, &id)?.resize(&id, size),
-            Request::RemovePartition { id: name, timeout, evacuate } => {
-                self.home(machine, &name)?.remove(&Removal { name, timeout, evacuate })
-            }
-            Request::RemovalOutcome { id } => self.home(machine, &id)?.removal_outcome(&id),
-            request => Err(self.not_now(&request)),
-        }
-    }
-
     /// Where the partition called `name` is, or would be: in a slot when it is in one, or when there
     /// are slots and the guest has no channel.
-    fn home<'a>(
-        &'a self,
-        machine: &'a Machine,
-        name: &PartitionName,
-    ) -> Result<Box<dyn Home + 'a>, ApiError> {
+    fn home(&self, name: &PartitionName) -> Result<Box<dyn Home + '_>, ApiError> {
+        let machine = self.machine().ok_or_else(not_booted)?;
         let slots = self.slots(machine);
         let holds = |memory: &MemHandle| memory.find_partition(name.as_str()).is_some();
         let fits = |memory: &&MemHandle| {
@@ -255,7 +237,7 @@ impl Instance {
     }
 
     /// Tells of the accesses to closed memory. Returns why the VM is to end, if it is.
-    pub(super) fn refused(&self) -> Option<Error> {
+    pub(super) fn report_refused(&self) -> Option<Error> {
         refused::report(self.machine.as_ref()?, self.spec.refused_access, &self.events)
     }
 
@@ -285,7 +267,7 @@ impl Instance {
             (Request::Resume, VmState::Running) => "the VM is running already",
             (Request::Pause, VmState::Paused) => "the VM is paused already",
             (Request::Boot, _) => "the VM has booted already; vm.reboot or vm.resume it",
-            _ => "the VM has not booted; vm.boot it first",
+            _ => return not_booted(),
         };
         ApiError::new(ErrorKind::WrongState, message)
     }
@@ -315,6 +297,10 @@ fn show_pty(device: &Option<CharDevice>, config: &mut CharConfig) {
     if let Some(path) = device.as_ref().and_then(CharDevice::pty_path) {
         config.file = Some(path.to_owned());
     }
+}
+
+fn not_booted() -> ApiError {
+    ApiError::new(ErrorKind::WrongState, "the VM has not booted; vm.boot it first")
 }
 
 fn internal(error: machine::Error) -> ApiError {
