@@ -8,6 +8,7 @@
 //! - [`guest_memory`]: guest RAM as devices may touch it.
 //! - [`lifecycle`]: pause, resume and reset, the same for all.
 //! - [`pci`]: configuration space, MSI-X, the root bus.
+//! - [`sync`]: locks that outlive a panic.
 //! - [`virtio`]: the transport, written once, and one folder per device.
 #![forbid(unsafe_code)]
 
@@ -20,5 +21,5 @@ pub mod pci;
 pub mod platform;
 pub mod readers;
 pub mod serial;
-mod sync;
+pub mod sync;
 pub mod virtio;

@@ -5,9 +5,10 @@
 //! host a grace period, so the table is only written when a route really changes.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use devices::hypervisor::{MsiMessage, MsiVectors};
+use devices::sync::lock;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
     kvm_irq_routing_entry,
@@ -80,7 +81,7 @@ impl Routes {
 
 impl Vm {
     fn routes(&self) -> MutexGuard<'_, Routes> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.routes)
     }
 
     /// Sends interrupt `index` to `message`; on failure the former route stays.
@@ -121,7 +122,7 @@ impl Vector {
 
     /// Has `register` connect the event, unless it is.
     fn connect<E>(&self, register: impl FnOnce(&EventFd, u32) -> Result<(), E>) -> Result<(), E> {
-        let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connected = lock(&self.connected);
         if !*connected {
             register(&self.event, self.gsi())?;
             *connected = true;
@@ -160,7 +161,7 @@ impl MsiVectors for MsiBlock {
 impl Drop for MsiBlock {
     fn drop(&mut self) {
         for vector in &self.vectors {
-            if *vector.connected.lock().unwrap_or_else(PoisonError::into_inner)
+            if *lock(&vector.connected)
                 && let Err(error) = self.vm.fd.unregister_irqfd(&vector.event, vector.gsi())
             {
                 error!("disconnecting interrupt {}: {error}", vector.gsi());

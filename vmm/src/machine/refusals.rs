@@ -12,10 +12,11 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use devices::bus::{Bus, BusDevice, Overlap};
 use devices::guest_memory::{GuestMemory, Region};
+use devices::sync::lock;
 use log::debug;
 use vm_memory::GuestMemoryBackend;
 use vm_memory::GuestMemoryRegion;
@@ -120,7 +121,7 @@ impl Refusals {
     }
 
     fn recent(&self) -> std::sync::MutexGuard<'_, Vec<Refusal>> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.recent)
     }
 }
 

@@ -4,9 +4,10 @@
 //! out when it can, on the device's thread, and the answer goes out from there.
 
 use std::fmt::Display;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use devices::sync::lock;
 use devices::virtio::mem::{MemHandle, PartitionView};
 use log::error;
 use memctl::{Bytes, Cookie, PartitionId, PartitionName, PartitionState, Policy, Resize};
@@ -262,7 +263,7 @@ impl Waiting {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Waiter>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -14,9 +14,10 @@
 //! takes its time and can fail; all that is seen of it here is memory that does not come back.
 
 use std::fmt::Display;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use devices::sync::lock;
 use devices::virtio::mem::{MemHandle, PartitionView};
 use log::error;
 use memctl::{Bytes, Counters, Hints, PartitionId, PartitionName, PartitionState, Resize};
@@ -151,7 +152,7 @@ impl SlotTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Held>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -4,9 +4,10 @@
 //! removed before the types see them; fields that nothing reads are named in the log.
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use devices::sync::lock;
 use log::{Level, log};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,7 +53,7 @@ impl VmConfig {
     /// # Errors
     /// [`ConfigError::Syntax`] or [`ConfigError::Field`].
     pub fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
-        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&ONE_AT_A_TIME);
         Self::from_value(object_from_json(text)?.into())
     }
 
@@ -80,7 +81,7 @@ pub(crate) fn body_from_json<T>(call: &str, text: &[u8]) -> Result<T, ConfigErro
 where
     T: Serialize + DeserializeOwned,
 {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = lock(&ONE_AT_A_TIME);
     let mut value = object_from_json(text)?.into();
     remove_nulls(&mut value);
     let (body, unknown) = read(value)?;

@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use devices::chardev::CharBackend;
+use devices::sync::lock;
 use log::{error, warn};
 use rustix::event::epoll::EventFlags;
 
@@ -60,7 +61,7 @@ impl Socket {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn arm_for(&self, state: &mut State) {
