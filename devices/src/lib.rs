@@ -6,7 +6,7 @@
 //! - [`bus`]: port and memory-mapped I/O, by address.
 //! - [`chardev`]: the host's end of a serial port or console.
 //! - [`guest_memory`]: guest RAM as devices may touch it.
-//! - [`lifecycle`]: pause, resume and reset, the same for all.
+//! - [`lifecycle`]: pause and resume, the same for all.
 //! - [`pci`]: configuration space, MSI-X, the root bus.
 //! - [`sync`]: locks that outlive a panic.
 //! - [`virtio`]: the transport, written once, and one folder per device.

@@ -5,11 +5,12 @@ use std::io;
 /// A device in the machine's table.
 ///
 /// ```text
-///             pause                 reset (vCPUs stopped)
-///   running --------> paused          any state -----> as at power-on,
-///           <--------                                  running or paused as before
+///             pause
+///   running --------> paused
+///           <--------
 ///             resume
 /// ```
+/// A machine that restarts drops its devices and makes new ones; there is no way back to power-on.
 ///
 /// All methods are called on the machine's thread, one at a time, while vCPUs may still be inside
 /// the device: they may wait for a device thread, never for a vCPU.
@@ -25,9 +26,6 @@ pub trait Lifecycle: Send + Sync {
     fn resume(&self) -> io::Result<()> {
         Ok(())
     }
-
-    /// The machine restarts: every register takes its power-on value. Called while no vCPU runs.
-    fn reset(&self) {}
 
     /// Counts since the device was made, by name, for `vm.counters`.
     fn counters(&self) -> Vec<(&'static str, u64)> {

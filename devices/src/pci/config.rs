@@ -62,7 +62,6 @@ pub struct Identity {
 pub struct Configuration {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
-    power_on: [u8; SIZE],
     bars: Vec<Bar>,
     /// Where the next capability goes.
     free: usize,
@@ -76,17 +75,16 @@ impl Configuration {
         let mut config = Self {
             bytes: [0; SIZE],
             writable: [0; SIZE],
-            power_on: [0; SIZE],
             bars: Vec::new(),
             free: HEADER_END,
             link: CAPABILITIES,
         };
-        config.set_fixed(VENDOR_ID, &identity.vendor.to_le_bytes());
-        config.set_fixed(DEVICE_ID, &identity.device.to_le_bytes());
-        config.set_fixed(REVISION, &[identity.revision]);
-        config.set_fixed(CLASS, &[0, identity.class.sub, identity.class.base]);
-        config.set_fixed(SUBSYSTEM_VENDOR_ID, &identity.subsystem_vendor.to_le_bytes());
-        config.set_fixed(SUBSYSTEM_ID, &identity.subsystem.to_le_bytes());
+        config.set(VENDOR_ID, &identity.vendor.to_le_bytes());
+        config.set(DEVICE_ID, &identity.device.to_le_bytes());
+        config.set(REVISION, &[identity.revision]);
+        config.set(CLASS, &[0, identity.class.sub, identity.class.base]);
+        config.set(SUBSYSTEM_VENDOR_ID, &identity.subsystem_vendor.to_le_bytes());
+        config.set(SUBSYSTEM_ID, &identity.subsystem.to_le_bytes());
         let command = COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_NO_INTX;
         config.allow(COMMAND, &command.to_le_bytes());
         config.allow(CACHE_LINE_SIZE, &[0xff]);
@@ -108,7 +106,7 @@ impl Configuration {
         assert!(bar.is_valid() && !self.bars.iter().any(taken), "a BAR that can't be: {bar:?}");
         let at = Self::bar_offset(bar);
         self.allow(at, &bar.address_mask().to_le_bytes()[..4 * bar.registers()]);
-        self.set_fixed(at, &[bar.type_bits()]);
+        self.set(at, &[bar.type_bits()]);
         self.bars.push(bar);
     }
 
@@ -121,26 +119,20 @@ impl Configuration {
         let at = self.free;
         let end = at + 2 + body.len();
         assert!(end <= SIZE && writable.len() <= body.len(), "capability {id} does not fit");
-        self.set_fixed(self.link, &[at as u8]);
-        self.set_fixed(at, &[id]);
-        self.set_fixed(at + 2, body);
+        self.set(self.link, &[at as u8]);
+        self.set(at, &[id]);
+        self.set(at + 2, body);
         self.allow(at + 2, writable);
-        self.set_fixed(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
+        self.set(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
         self.link = at + 1;
         self.free = end.next_multiple_of(4);
         at
     }
 
-    /// Puts `bar` at `address`, now and after every reset. Called by the root when it attaches the
-    /// function.
+    /// Puts `bar` at `address`. Called by the root when it attaches the function.
     pub fn place(&mut self, bar: Bar, address: u64) {
         let address = address & bar.address_mask() | u64::from(bar.type_bits());
-        self.set_fixed(Self::bar_offset(bar), &address.to_le_bytes()[..4 * bar.registers()]);
-    }
-
-    /// Every register takes its power-on value; BARs return to where they were placed.
-    pub fn reset(&mut self) {
-        self.bytes = self.power_on;
+        self.set(Self::bar_offset(bar), &address.to_le_bytes()[..4 * bar.registers()]);
     }
 
     /// The BARs, in the order they were added.
@@ -181,7 +173,7 @@ impl Configuration {
         }
     }
 
-    /// The function itself stores `data` at `offset`, writable or not; a reset undoes it.
+    /// The function itself stores `data` at `offset`, writable or not.
     ///
     /// # Panics
     /// The range leaves the configuration space.
@@ -207,11 +199,6 @@ impl Configuration {
 
     fn bar_offset(bar: Bar) -> usize {
         BARS + 4 * usize::from(bar.index)
-    }
-
-    fn set_fixed(&mut self, offset: usize, data: &[u8]) {
-        self.set(offset, data);
-        self.power_on[offset..offset + data.len()].copy_from_slice(data);
     }
 
     fn allow(&mut self, offset: usize, mask: &[u8]) {
@@ -287,17 +274,6 @@ mod tests {
         write_u32(&mut config, 0x18, u32::MAX);
         write_u32(&mut config, 0x1c, u32::MAX);
         assert_eq!(config.decoded(), [(0, 0..0x1000)]);
-    }
-
-    #[test]
-    fn reset_returns_to_the_placed_address() {
-        let mut config = config();
-        config.place(SMALL, 0xe000_0000);
-        write_u32(&mut config, 0x10, 0xd000_0000);
-        config.write(COMMAND, &[2]);
-        config.reset();
-        assert!(config.decoded().is_empty());
-        assert_eq!(config.u32_at(0x10), 0xe000_0000);
     }
 
     #[test]

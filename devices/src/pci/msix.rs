@@ -169,20 +169,6 @@ impl Msix {
         }
     }
 
-    /// Everything takes its power-on value. Routes the host knows are kept, blocked, in case the
-    /// guest sets the same ones again.
-    pub fn reset(&self) {
-        let mut table = lock(&self.table);
-        table.control = 0;
-        self.enabled.store(false, Ordering::Relaxed);
-        for entry in &mut table.entries {
-            entry.words = Entry::POWER_ON;
-        }
-        for gate in &self.gates {
-            gate.store(BLOCKED, Ordering::Release);
-        }
-    }
-
     /// Opens or blocks `vector` as the registers now say.
     fn settle(&self, table: &mut Table, vector: u16) {
         let masked = CONTROL_ENABLE != table.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK);
@@ -325,20 +311,6 @@ mod tests {
         mask(&msix, 0, true);
         mask(&msix, 0, false);
         assert_eq!((log.triggered(), pending(&msix)), (vec![0], 0));
-    }
-
-    #[test]
-    fn reset_masks_clears_and_forgets_pending() {
-        let (msix, log) = msix(1);
-        set(&msix, 0, 0xfee0_0000, 1);
-        msix.trigger(0);
-        msix.reset();
-        let mut entry = [9; 16];
-        msix.read_table(0, &mut entry);
-        assert_eq!(entry, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
-        msix.set_control(ENABLE);
-        mask(&msix, 0, false);
-        assert!(log.triggered().is_empty());
     }
 
     #[test]

@@ -11,7 +11,6 @@ use super::bar::{Aperture, Bar, BarKind};
 use super::config::{Class, Configuration, Identity};
 use super::function::PciFunction;
 use crate::bus::{Bus, BusDevice};
-use crate::lifecycle::Lifecycle;
 use crate::sync::{lock, read, write};
 
 /// Slots on a bus.
@@ -210,16 +209,6 @@ impl PciRoot {
 
     fn map(&self) -> Arc<Bus> {
         Arc::clone(&read(&self.map))
-    }
-}
-
-/// Functions reset what is behind their registers themselves, before or after.
-impl Lifecycle for PciRoot {
-    fn reset(&self) {
-        let functions = read(&self.functions).clone();
-        functions.iter().flatten().for_each(|function| lock(function.config()).reset());
-        self.address.store(0, Ordering::Relaxed);
-        self.remap();
     }
 }
 

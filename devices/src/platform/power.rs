@@ -74,11 +74,6 @@ impl Events {
         self.interrupt.write(1)
     }
 
-    /// Forgets what is pending: the machine restarts.
-    pub fn reset(&self) {
-        self.take();
-    }
-
     fn take(&self) -> u8 {
         self.pending.swap(0, Ordering::AcqRel)
     }
@@ -182,9 +177,6 @@ mod tests {
             data[0]
         };
         assert_eq!((read(), read()), (1, 0));
-        machine.events.raise(Event::PowerButton).unwrap();
-        machine.events.reset();
-        assert_eq!(read(), 0);
     }
 
     #[test]

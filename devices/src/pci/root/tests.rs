@@ -197,18 +197,6 @@ fn the_lower_slot_wins_an_overlap() {
 }
 
 #[test]
-fn reset_puts_every_bar_back_with_decode_off() {
-    let machine = Machine::new();
-    let (probe, _) = machine.attach(BAR32);
-    machine.set_config(1, 4, 2);
-    machine.set_config(1, 0x10, 0xe000_5000);
-    probe.moves();
-    machine.root.reset();
-    assert_eq!(probe.moves(), [None]);
-    assert_eq!((machine.config(1, 4), machine.config(1, 0x10)), (0, LOW.start as u32));
-}
-
-#[test]
 fn ports_reach_the_same_registers() {
     let machine = Machine::new();
     machine.attach(BAR32);

@@ -268,12 +268,6 @@ impl Lifecycle for VirtioPci {
         core.workers.resume(self.host.as_ref()).inspect_err(|_| self.interrupts.needs_reset())
     }
 
-    fn reset(&self) {
-        self.stop(&mut lock(&self.core));
-        lock(&self.config).reset();
-        self.interrupts.msix().reset();
-    }
-
     /// `interrupts`: raised, delivered or pending. `kick_exits`: doorbells rung by an exit.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         vec![("interrupts", self.interrupts.sent()), ("kick_exits", self.doorbells.rung())]

@@ -177,24 +177,6 @@ fn a_device_activated_while_paused_starts_with_resume() {
 }
 
 #[test]
-fn a_machine_reset_returns_everything_to_power_on() {
-    let driver = Driver::new();
-    let ring = ring(&driver.memory, 0x1000);
-    let bar = driver.bar();
-    driver.bring_up(&ring);
-    driver.set_config(0x10, 8, bar + 0x8000);
-    driver.function.reset();
-    driver.root.reset();
-    assert_eq!((driver.workers(), driver.host.doorbells().len()), (0, 0));
-    assert_eq!((driver.config(4, 2), driver.bar()), (0, bar));
-    assert_eq!(driver.config(driver.msix_capability() + 2, 2) >> 14, 0);
-    driver.set_config(4, 2, 2);
-    assert_eq!(driver.status(), 0);
-    driver.bring_up(&ring);
-    assert_eq!((driver.status(), driver.workers()), (15, 1));
-}
-
-#[test]
 fn doorbells_follow_the_bar() {
     let driver = Driver::new();
     let ring = ring(&driver.memory, 0x1000);

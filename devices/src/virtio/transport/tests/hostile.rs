@@ -65,8 +65,7 @@ proptest! {
             prop_assert!(driver.workers() == 0 || status[0] & 4 != 0);
             prop_assert!(driver.host.doorbells().len() <= driver.workers());
         }
-        driver.function.reset();
-        driver.root.reset();
+        driver.function.bar_write(0, 0x14, &[0]);
         prop_assert_eq!((driver.workers(), driver.host.doorbells().len()), (0, 0));
     }
 }
@@ -86,6 +85,6 @@ fn every_offset_and_width_can_be_read_and_written() {
             driver.function.config_write(register, &vec![0xff; len]);
         }
     }
-    driver.function.reset();
+    driver.function.bar_write(0, 0x14, &[0]);
     assert_eq!(driver.workers(), 0);
 }
