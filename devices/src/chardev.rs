@@ -34,6 +34,8 @@ pub(crate) mod testing {
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
     use std::os::unix::net::UnixStream;
     use std::sync::{Arc, Mutex};
+    use std::thread;
+    use std::time::Duration;
 
     use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -46,6 +48,8 @@ pub(crate) mod testing {
         pub(crate) input: Mutex<VecDeque<u8>>,
         pub(crate) output: Mutex<Vec<u8>>,
         pub(crate) writes: Mutex<usize>,
+        /// How long the host takes over each write.
+        pub(crate) write_takes: Mutex<Duration>,
     }
 
     impl Loop {
@@ -58,6 +62,7 @@ pub(crate) mod testing {
                 input: Mutex::default(),
                 output: Mutex::default(),
                 writes: Mutex::default(),
+                write_takes: Mutex::default(),
             })
         }
 
@@ -107,6 +112,7 @@ pub(crate) mod testing {
         }
 
         fn write(&self, bytes: &[u8]) {
+            thread::sleep(*self.write_takes.lock().unwrap());
             self.output.lock().unwrap().extend_from_slice(bytes);
             *self.writes.lock().unwrap() += 1;
         }

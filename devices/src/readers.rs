@@ -56,8 +56,9 @@ impl Readers {
     }
 
     /// Returns when no thread holds a slice it got before this call. The caller itself must hold
-    /// none. Takes as long as the longest service of one wake-up, which is bounded by the host's
-    /// system calls.
+    /// none. Takes as long as the longest service of one wake-up: however much a guest has queued,
+    /// 10 ms and what it takes to finish the request, or the write to a character device, that was
+    /// begun last.
     pub fn wait(&self) {
         let own = CURRENT.with(|current| current.borrow().clone());
         // Two threads that wait for each other must both count as asleep.

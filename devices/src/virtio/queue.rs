@@ -113,20 +113,10 @@ impl VirtQueue {
     /// or `None` when it will call [`VirtQueue::complete`] later. Doorbells are off meanwhile, and
     /// the driver is interrupted at most once.
     ///
-    /// A driver that adds buffers as fast as they are served gets one ring's worth per call; the
-    /// doorbell is then left ringing, so that the thread comes back after it has looked at its
-    /// other events.
-    pub fn drain(&mut self, serve: impl FnMut(Chain) -> Option<u32>) {
-        self.drain_while(|| true, serve);
-    }
-
-    /// As [`VirtQueue::drain`], for requests that may take long: when `more` says no after one, the
-    /// next waits until the thread has looked at its other events, its end included.
-    pub fn drain_while(
-        &mut self,
-        mut more: impl FnMut() -> bool,
-        mut serve: impl FnMut(Chain) -> Option<u32>,
-    ) {
+    /// A driver that adds buffers as fast as they are served gets one ring's worth per call, and less
+    /// when `more` says no after a chain: the next waits until the thread has looked at its other
+    /// events, its end included.
+    pub fn drain(&mut self, more: impl Fn() -> bool, mut serve: impl FnMut(Chain) -> Option<u32>) {
         let mut budget = self.queue.size();
         loop {
             self.set_doorbell(false);
@@ -140,21 +130,30 @@ impl VirtQueue {
                     budget = 0;
                 }
             }
-            if self.broken || !self.set_doorbell(true) {
+            if !self.set_doorbell(true) {
                 break;
             }
             if budget == 0 {
-                // Full means that it rings already.
-                let _ = self.kick.write(1);
+                self.ring();
                 break;
             }
         }
         self.notify();
     }
 
-    /// Asks for doorbells, or for none; returns whether buffers arrived before the request took
-    /// effect.
+    /// Rings the doorbell in the driver's place, so that the thread comes back after it has looked at
+    /// its other events.
+    pub fn ring(&self) {
+        // Full means that it rings already.
+        let _ = self.kick.write(1);
+    }
+
+    /// Asks for doorbells, or for none; returns whether there are buffers that arrived before the
+    /// request took effect. A malformed ring has none.
     pub fn set_doorbell(&mut self, wanted: bool) -> bool {
+        if self.broken {
+            return false;
+        }
         let memory = self.memory.as_ref();
         let result = match wanted {
             true => self.queue.enable_notification(memory),
@@ -243,7 +242,7 @@ mod tests {
                 served += 1;
                 Some(0)
             };
-            queue.drain_while(|| false, serve);
+            queue.drain(|| false, serve);
             assert_eq!((served, queue.kick().read().is_ok()), (1, left > 0));
         }
     }
@@ -262,7 +261,7 @@ mod tests {
 
         let broken = Arc::new(Broken::default());
         let mut queue = queue_on(&memory, queue, Arc::clone(&broken) as Interrupt);
-        queue.drain(|_| panic!("nothing can be read"));
+        queue.drain(|| true, |_| panic!("nothing can be read"));
         assert!(queue.pop().is_none());
         assert_eq!(broken.0.load(Ordering::Relaxed), 1);
     }

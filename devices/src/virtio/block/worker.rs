@@ -13,11 +13,7 @@ use super::counters::Counters;
 use super::pending::Pending;
 use super::request::{Reply, Request, Rules, Status, receive};
 use crate::virtio::queue::{Chain, VirtQueue};
-use crate::virtio::worker::Worker;
-
-/// How often the ring is looked at before the thread looks for other events, so that a driver that
-/// never stops can't keep it from being paused.
-const ROUNDS: usize = 8;
+use crate::virtio::worker::{Worker, slice};
 
 /// What a queue needs to know of its disk.
 pub(super) struct Disk {
@@ -89,11 +85,13 @@ impl BlockWorker {
         Self { name, queue, engine, disk, in_flight, done: Vec::new(), answered: false }
     }
 
-    /// Takes requests until the ring is empty or enough are in flight.
+    /// Takes requests until the ring is empty, enough are in flight, or it is time to look for other
+    /// events.
     fn serve(&mut self) {
-        for round in 0..ROUNDS {
+        let in_time = slice();
+        loop {
             self.queue.set_doorbell(false);
-            let taken = self.take_requests();
+            self.take_requests(&in_time);
             self.engine.submit();
             self.settle();
             self.notify();
@@ -101,26 +99,25 @@ impl BlockWorker {
                 // The driver has more than its ring holds; a completion makes room.
                 return;
             }
-            // Buffers that can't be taken are those of a broken ring: no use to look again.
-            let stuck = round > 0 && taken == 0;
-            if !self.queue.set_doorbell(true) || stuck {
+            if !self.queue.set_doorbell(true) {
                 return;
             }
-        }
-        if let Err(error) = self.queue.kick().write(1) {
-            warn!("{}: ringing its own doorbell: {error}", self.name);
+            if !in_time() {
+                return self.queue.ring();
+            }
         }
     }
 
-    /// Starts what the driver has made available; returns how many requests that was.
-    fn take_requests(&mut self) -> usize {
-        let mut taken = 0;
+    /// Starts what the driver has made available, at least one request. An engine without io_uring
+    /// carries each out here.
+    fn take_requests(&mut self, in_time: impl Fn() -> bool) {
         while self.in_flight.has_room() {
             let Some(chain) = self.queue.pop() else { break };
             self.start(chain);
-            taken += 1;
+            if !in_time() {
+                break;
+            }
         }
-        taken
     }
 
     /// Answers `chain`, or hands it to the engine.

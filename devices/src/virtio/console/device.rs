@@ -62,7 +62,7 @@ impl VirtioDevice for Console {
         F_SIZE
     }
 
-    /// Receive, transmit. The transmit queue is short because a pause waits for what is in it.
+    /// Receive, transmit.
     fn queue_sizes(&self) -> &[u16] {
         &[64, 16]
     }

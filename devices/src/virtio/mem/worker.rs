@@ -1,7 +1,6 @@
 //! The queue: takes requests one by one, has them carried out, answers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use memctl::Answer;
 
@@ -12,11 +11,7 @@ use super::request::{MAX_DESCRIPTORS, Received, receive};
 use super::shared::{Negotiated, Shared};
 use crate::guest_memory::GuestMemory;
 use crate::virtio::queue::{Chain, Interrupt, VirtQueue};
-use crate::virtio::worker::Worker;
-
-/// Each request may have the host free or fill gigabytes: who pauses or ends the machine waits for
-/// one that has begun, and not for all that a guest has queued behind it.
-const SLICE: Duration = Duration::from_millis(10);
+use crate::virtio::worker::{Worker, slice};
 
 /// Serves the queue of one device on one thread.
 pub(super) struct MemWorker {
@@ -62,9 +57,8 @@ impl Worker for MemWorker {
     fn queue_ready(&mut self, _position: usize) {
         let Self { queue, shared, record, events } = self;
         let memory = Arc::clone(queue.memory());
-        let start = Instant::now();
         let serve = |chain| Some(serve(shared, chain, &memory, record, events));
-        queue.drain_while(|| start.elapsed() < SLICE, serve);
+        queue.drain(slice(), serve);
         shared.report(events);
     }
 }

@@ -6,7 +6,7 @@ use vm_memory::Bytes;
 
 use crate::virtio::device::{Activation, ConfigSpace, VirtioDevice};
 use crate::virtio::queue::{Chain, VirtQueue};
-use crate::virtio::worker::Worker;
+use crate::virtio::worker::{Worker, slice};
 
 /// The most one chain of buffers gets, in bytes; the used length tells the driver.
 pub const MAX_CHAIN_BYTES: usize = 64 << 10;
@@ -66,7 +66,7 @@ impl Worker for RngWorker {
 
     fn queue_ready(&mut self, _position: usize) {
         let source = self.source.as_ref();
-        self.queue.drain(|chain| Some(fill(chain, source)));
+        self.queue.drain(slice(), |chain| Some(fill(chain, source)));
     }
 }
 

@@ -1,5 +1,7 @@
 //! Many requests at once.
 
+use std::time::Duration;
+
 use super::*;
 
 /// Offers `count` one-sector reads, each with a status byte of its own.
@@ -111,9 +113,23 @@ fn a_driver_that_never_stops_does_not_keep_the_thread() {
     let rung = rig.worker.queues()[0].kick().read().unwrap();
     assert_eq!(rung, 1, "the thread reminds itself of the rest");
     let answered = rig.answered();
+    assert!(answered > 0);
     rig.worker.queue_ready(0);
-    assert!(answered > 0 && rig.answered() == 2 * answered);
+    assert_ne!(rig.answered(), answered);
     assert_eq!(rig.interrupts.needs_reset.load(Ordering::Relaxed), 0);
+}
+
+/// With all that a guest may queue, a slow disk would hold up a pause for minutes.
+#[test]
+fn a_slow_disk_does_not_keep_the_thread() {
+    let mut rig = Rig::new();
+    rig.mock.state().push_takes = Duration::from_millis(11);
+    offer_reads(&mut rig, 3);
+    for served in 1..=3 {
+        rig.worker.queue_ready(0);
+        assert_eq!(rig.answered(), served);
+        assert_eq!(rig.worker.queues()[0].kick().read().is_ok(), served < 3);
+    }
 }
 
 #[test]

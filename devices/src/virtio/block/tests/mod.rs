@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
@@ -61,6 +63,8 @@ struct State {
     hold: bool,
     fail: bool,
     done: Vec<Completion>,
+    /// How long the engine takes over each operation it is given.
+    push_takes: Duration,
     on_submit: Option<Box<dyn FnMut() + Send>>,
 }
 
@@ -74,7 +78,16 @@ impl Mock {
     fn new() -> Self {
         let disk = (0..DISK_SECTORS * 512).map(|at| (at / 512 + at) as u8).collect();
         let (log, held, done) = (Vec::new(), Vec::new(), Vec::new());
-        let state = State { disk, log, held, hold: false, fail: false, done, on_submit: None };
+        let state = State {
+            disk,
+            log,
+            held,
+            hold: false,
+            fail: false,
+            done,
+            push_takes: Duration::ZERO,
+            on_submit: None,
+        };
         let geometry = Geometry {
             capacity: Sectors(DISK_SECTORS),
             readonly: false,
@@ -150,6 +163,7 @@ impl MockEngine {
 
 impl Engine for MockEngine {
     fn push(&mut self, token: u16, operation: Operation) {
+        thread::sleep(self.mock.state().push_takes);
         self.new.push((token, operation));
     }
 

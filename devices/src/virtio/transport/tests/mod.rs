@@ -91,7 +91,7 @@ impl Worker for EchoWorker {
     }
 
     fn queue_ready(&mut self, _position: usize) {
-        self.queue.drain(|_| Some(WRITTEN));
+        self.queue.drain(|| true, |_| Some(WRITTEN));
     }
 }
 
