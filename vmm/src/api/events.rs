@@ -3,13 +3,18 @@
 //! Events are JSON objects, one per line, in the words of Cloud Hypervisor's `--event-monitor`. A
 //! thread of its own writes them, so that a reader who does not read never holds up the VM: when
 //! the queue is full, events are counted instead, and the count is told when there is room.
+//!
+//! A guest can't fill the file or that queue: of each kind of event that it brings about, at most 16
+//! a second are told of each partition and memory device, as they happen, and at the end of the
+//! second what came of the rest. All others are told always.
+
+mod queue;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,9 +23,8 @@ use log::warn;
 use serde::Serialize;
 
 use super::descriptor::Endpoint;
+use queue::Queue;
 
-/// Events that wait to be written.
-const QUEUE: usize = 256;
 /// Enough for one `write`.
 const STACK: usize = 64 << 10;
 /// How long the end of the monitor waits for a reader.
@@ -33,9 +37,7 @@ pub struct EventMonitor(Option<Arc<Inner>>);
 
 struct Inner {
     start: Instant,
-    lost: Arc<AtomicU64>,
-    /// `None` only while being dropped.
-    queue: Option<SyncSender<Vec<u8>>>,
+    queue: Arc<Queue>,
     /// Disconnected when the thread has ended.
     ended: Mutex<Receiver<()>>,
 }
@@ -63,16 +65,15 @@ impl EventMonitor {
     /// The sink cannot be opened, or the host refused a thread.
     pub fn start(sink: &Endpoint) -> io::Result<Self> {
         let file = sink.create()?;
-        let lost = Arc::new(AtomicU64::new(0));
-        let (queue, events) = sync_channel(QUEUE);
+        let queue = Arc::new(Queue::new());
         let (end, ended) = sync_channel(0);
         let start = Instant::now();
-        let thread_lost = Arc::clone(&lost);
+        let events = Arc::clone(&queue);
         thread::Builder::new().name("event-monitor".into()).stack_size(STACK).spawn(move || {
-            write_events(file, &events, &thread_lost, start);
+            write_events(file, &events, start);
             drop(end);
         })?;
-        let inner = Inner { start, lost, queue: Some(queue), ended: Mutex::new(ended) };
+        let inner = Inner { start, queue, ended: Mutex::new(ended) };
         Ok(Self(Some(Arc::new(inner))))
     }
 
@@ -80,18 +81,47 @@ impl EventMonitor {
     /// turned into text when someone listens.
     pub fn event(&self, source: &str, event: &str, properties: &[(&str, &dyn Display)]) {
         let Some(inner) = &self.0 else { return };
+        inner.queue.push(inner.line(source, event, properties));
+    }
+
+    /// As [`EventMonitor::event`], of what a guest may bring about as often as it likes: how `id`
+    /// is now.
+    pub fn state(
+        &self,
+        source: &'static str,
+        event: &'static str,
+        id: &str,
+        properties: &[(&str, &dyn Display)],
+    ) {
+        let Some(inner) = &self.0 else { return };
+        let line = inner.line(source, event, properties);
+        inner.queue.push_of_guest((source, id.to_owned()), event, line);
+    }
+
+    /// As [`EventMonitor::event`]: `id`, whose [`state`](EventMonitor::state) was told, is no more.
+    pub fn end(
+        &self,
+        source: &'static str,
+        event: &str,
+        id: &str,
+        properties: &[(&str, &dyn Display)],
+    ) {
+        let Some(inner) = &self.0 else { return };
+        inner.queue.push_end(&(source, id.to_owned()), inner.line(source, event, properties));
+    }
+}
+
+impl Inner {
+    fn line(&self, source: &str, event: &str, properties: &[(&str, &dyn Display)]) -> Vec<u8> {
         let properties = (!properties.is_empty())
             .then(|| properties.iter().map(|(name, value)| (*name, value.to_string())).collect());
-        let line = line(inner.start, source, event, properties);
-        if inner.queue.as_ref().is_none_or(|queue| queue.try_send(line).is_err()) {
-            inner.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        line(self.start, source, event, properties)
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.queue = None;
+        self.queue.close();
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(FLUSH) == Err(RecvTimeoutError::Timeout) {
             warn!("event monitor: nobody reads; events are lost");
@@ -113,26 +143,20 @@ fn line(
     line
 }
 
-fn write_events(mut file: File, events: &Receiver<Vec<u8>>, lost: &AtomicU64, start: Instant) {
+fn write_events(mut file: File, events: &Queue, start: Instant) {
     let mut write_all = || -> io::Result<()> {
-        for event in events {
+        while let Some((event, lost)) = events.pop() {
             file.write_all(&event)?;
-            write_lost(&mut file, lost, start)?;
+            if lost > 0 {
+                let properties = BTreeMap::from([("count", lost.to_string())]);
+                file.write_all(&line(start, "vmm", "events_lost", Some(properties)))?;
+            }
         }
-        write_lost(&mut file, lost, start)
+        Ok(())
     };
     if let Err(error) = write_all() {
         warn!("event monitor: {error}; no more events are written");
-    }
-}
-
-fn write_lost(file: &mut File, lost: &AtomicU64, start: Instant) -> io::Result<()> {
-    match lost.swap(0, Ordering::Relaxed) {
-        0 => Ok(()),
-        lost => {
-            let properties = BTreeMap::from([("count", lost.to_string())]);
-            file.write_all(&line(start, "vmm", "events_lost", Some(properties)))
-        }
+        events.close();
     }
 }
 

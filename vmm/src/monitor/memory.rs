@@ -123,7 +123,7 @@ impl Listeners {
                 let (requested, plugged) = (requested.as_u64(), plugged.as_u64());
                 let properties: [(&str, &dyn Display); 3] =
                     [("id", &id), ("requested", &requested), ("plugged", &plugged)];
-                events.event("memory", name, &properties);
+                events.state("memory", name, &id, &properties);
             }
             (MemEvent::PartitionChanged { partition, from }, _) => {
                 partitions::changed(&partition, from, &waiting, &events);

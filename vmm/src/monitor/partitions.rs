@@ -202,14 +202,15 @@ pub(super) fn changed(
     ];
     let release = partition.last_release.map(micros);
     let bytes = partition.last_released.as_u64();
-    let name = match release.as_ref().filter(|_| gone) {
-        Some(us) => {
+    let id = partition.name.as_str();
+    match &release {
+        Some(us) if gone => {
             properties.extend([("released", &bytes as &dyn Display), ("release_us", us)]);
-            "released"
+            events.end("partition", "released", id, &properties);
         }
-        None => "changed",
-    };
-    events.event("partition", name, &properties);
+        None if gone => events.end("partition", "changed", id, &properties),
+        _ => events.state("partition", "changed", id, &properties),
+    }
 }
 
 /// Why a removal is not done yet.
@@ -274,6 +275,7 @@ mod tests {
 
     use super::super::testing::{Host, Nobody};
     use super::*;
+    use crate::api::Endpoint;
 
     /// A memory device with room for 1 GiB of partitions, whose driver is not up.
     fn memory() -> MemHandle {
@@ -409,6 +411,31 @@ mod tests {
         assert_eq!(memory.partitions()[0].requested, Bytes::mib(4));
         memory.remove_partition(id).unwrap();
         assert_eq!(problem(partitions.removal_outcome(&name)).0, ErrorKind::NotFound);
+    }
+
+    /// Each hint of the guest's was a line, and enough of them hid the lines of all others.
+    #[test]
+    fn a_guest_that_flips_a_state_neither_floods_the_events_nor_hides_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let events = EventMonitor::start(&Endpoint::Path(path.clone())).unwrap();
+        let (memory, waiting) = (memory(), Waiting::default());
+        renew(&memory, vec![wish("a", Bytes::mib(4))]);
+        let mut view = memory.partitions().remove(0);
+        for flip in 0..10_000 {
+            let states = [PartitionState::Bound, PartitionState::Plugged];
+            view.state = states[flip % 2];
+            changed(&view, states[1 - flip % 2], &waiting, &events);
+        }
+        events.event("memory", "refused", &[]);
+        (view.state, view.last_release) = (PartitionState::Absent, Some(Duration::ZERO));
+        changed(&view, PartitionState::Plugged, &waiting, &events);
+        drop(events);
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.lines().count() < 200, "{} lines", text.lines().count());
+        for told in ["bound", "refused", "released"] {
+            assert!(text.contains(told), "{told}: {text}");
+        }
     }
 
     #[test]

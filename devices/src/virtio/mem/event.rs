@@ -31,8 +31,8 @@ pub enum MemEvent {
 
 /// Who is told. Called with no lock held, on the device's thread after it has answered the guest, or
 /// on the thread that calls a [`MemHandle`](super::MemHandle). The events of one thread come in
-/// order. A guest causes one per request and partition it touches, so whoever passes them on limits
-/// the rate.
+/// order. A guest causes one per request and partition it touches, as fast as it likes: whoever
+/// passes them on limits the rate.
 pub type Observer = Box<dyn Fn(MemEvent) + Send + Sync>;
 
 /// One partition at one moment.
