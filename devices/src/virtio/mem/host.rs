@@ -69,10 +69,10 @@ pub(super) struct CarryError {
 /// Carries plans out.
 ///
 /// When a run fails, those before it are put back. When even that fails, a run stays open though the
-/// books say unplugged, or closed though they say plugged. The latter is safe, the former is memory
-/// that the guest should not have; so nothing more is plugged or unplugged until the host has let
-/// the run be put back. It is tried again before each later plan, which keeps the list as short as
-/// one plan.
+/// books say unplugged, or closed though they say plugged. The former is memory that the guest
+/// should not have; the latter is safe for the host, but a guest that touches it has reached for
+/// closed memory. So nothing more is plugged or unplugged until the host has let the run be put
+/// back. It is tried again before each later plan, which keeps the list as short as one plan.
 ///
 /// A run that was released and opened again has lost its content: only UNPLUG_ALL and PART_RELEASE
 /// have several runs, and their driver has nothing in them that it uses.
