@@ -104,7 +104,7 @@ fn info() -> Value {
 
 fn partition(state: &str, plugged: u64) -> Value {
     json!({"id": "fn-7", "state": state, "size": 512 << 20, "plugged": plugged, "used": null,
-           "peak": plugged, "last_release_us": 250, "extents": [], "new": true})
+           "used_peak": 0, "peak": plugged, "last_release_us": 250, "extents": [], "new": true})
 }
 
 /// A VM with one partition that does as it is told.
@@ -125,9 +125,9 @@ fn vm() -> Monitor {
 #[test]
 fn ls_is_a_table_without_colours_off_a_terminal() {
     let expected = "\
-ID        STATE       SIZE  PLUGGED  USED     PEAK  LAST RELEASE
-(shared)  Running  1536 MiB    1 GiB     -    1 GiB             -
-fn-7      bound    512 MiB  512 MiB     -  512 MiB      0.250 ms
+ID        STATE       SIZE  PLUGGED  USED  PEAK  LAST RELEASE
+(shared)  Running  1536 MiB    1 GiB     -     -             -
+fn-7      bound    512 MiB  512 MiB     -     -      0.250 ms
 ";
     let (code, output, errors) = vm().run("ls");
     assert_eq!((code, errors.as_str()), (0, ""));

@@ -51,7 +51,7 @@ fn shared_row(machine: &Machine) -> Row {
         shared.requested.to_string(),
         shared.plugged.to_string(),
         unknown(),
-        shared.peak.to_string(),
+        unknown(),
         unknown(),
     ]
 }
@@ -63,7 +63,7 @@ fn row(partition: &Partition) -> Row {
         partition.size.to_string(),
         partition.plugged.to_string(),
         size(partition.used),
-        partition.peak.to_string(),
+        size(partition.used_peak),
         time(partition.last_release_us),
     ]
 }
@@ -89,14 +89,14 @@ mod tests {
             size: Bytes::mib(512),
             plugged: Bytes::mib(512),
             used: Some(Bytes::kib(700)),
-            peak: Bytes::mib(512),
+            used_peak: Some(Bytes::mib(300)),
             last_release_us: Some(1500),
             ..Partition::default()
         };
         let expected = "\
 ID           STATE       SIZE  PLUGGED     USED     PEAK  LAST RELEASE
-(shared)     Running    2 GiB    1 GiB        -    1 GiB             -
-a-long-name  bound    512 MiB  512 MiB  700 KiB  512 MiB      1.500 ms
+(shared)     Running    2 GiB    1 GiB        -        -             -
+a-long-name  bound    512 MiB  512 MiB  700 KiB  300 MiB      1.500 ms
 ";
         assert_eq!(table(&machine(), &[partition], false), expected);
     }

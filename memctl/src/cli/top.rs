@@ -1,5 +1,7 @@
 //! The picture of `memctl top`: what is known, drawn for one size of terminal. Pure.
 
+use std::fmt::Display;
+
 use memctl::Bytes;
 
 use super::bars::{Glyphs, Levels, bar};
@@ -7,8 +9,8 @@ use super::table::SHARED;
 use super::text::{Line, Tone, size};
 use super::view::{Look, Partition};
 
-/// The longest name that is shown whole.
-const MAX_NAME: usize = 24;
+/// The longest name that is shown whole: with it the sizes still fit 80 columns.
+const MAX_NAME: usize = 20;
 /// Columns of the state, and of a size such as `1048576 KiB`.
 const STATE: usize = 9;
 const SIZE: usize = 11;
@@ -112,7 +114,7 @@ impl Columns {
         let names = partitions.iter().map(|partition| partition.id.len()).max().unwrap_or(0);
         let name = names.clamp(SHARED.len(), MAX_NAME);
         // Each column has a space after it, and the bar two brackets.
-        let taken = name + 1 + STATE + 1 + 3 * (SIZE + 1) + 2;
+        let taken = name + 1 + STATE + 1 + 4 * (SIZE + 1) + 2;
         let left = width.saturating_sub(taken);
         Self { name, bar: if left < MIN_BAR { 0 } else { left } }
     }
@@ -120,8 +122,8 @@ impl Columns {
     fn headings(&self) -> Line {
         let text = self.start("ID", "STATE", [Tone::Strong; 2]);
         let bar = if self.bar == 0 { 0 } else { self.bar + 2 };
-        let sizes = format!("{:>SIZE$} {:>SIZE$} {:>SIZE$}", "USED", "PLUGGED", "SIZE");
-        text.then(format!("{:bar$} {sizes}", ""), Tone::Strong)
+        let text = text.then(format!("{:bar$}", ""), Tone::Strong);
+        cells(text, ["USED", "PEAK", "PLUGGED", "SIZE"], Tone::Strong)
     }
 
     fn shared(&self, top: &Top) -> Line {
@@ -130,14 +132,15 @@ impl Columns {
         let levels = Levels { used: Bytes::ZERO, plugged, requested };
         let line = self.start(SHARED, &machine.state, [Tone::Plain; 2]);
         let line = self.bar(line, top.glyphs, levels, levels.extent());
-        sizes(line, None, plugged, requested)
+        sizes(line, [None, None, Some(plugged), Some(requested)])
     }
 
     fn partition(&self, partition: &Partition, glyphs: Glyphs, scale: Bytes) -> Line {
         let state = Tone::of_state(&partition.state);
         let line = self.start(&partition.id, &partition.state, [Tone::Plain, state]);
         let line = self.bar(line, glyphs, levels(partition), scale);
-        sizes(line, partition.used, partition.plugged, partition.size)
+        let &Partition { used, used_peak, plugged, size, .. } = partition;
+        sizes(line, [used, used_peak, Some(plugged), Some(size)])
     }
 
     fn start(&self, id: &str, state: &str, [id_tone, state_tone]: [Tone; 2]) -> Line {
@@ -155,9 +158,12 @@ impl Columns {
     }
 }
 
-fn sizes(line: Line, used: Option<Bytes>, plugged: Bytes, requested: Bytes) -> Line {
-    let (used, plugged, requested) = (size(used), size(Some(plugged)), size(Some(requested)));
-    line.then(format!(" {used:>SIZE$} {plugged:>SIZE$} {requested:>SIZE$}"), Tone::Plain)
+fn sizes(line: Line, sizes: [Option<Bytes>; 4]) -> Line {
+    cells(line, sizes.map(size), Tone::Plain)
+}
+
+fn cells(line: Line, cells: [impl Display; 4], tone: Tone) -> Line {
+    cells.iter().fold(line, |line, cell| line.then(format!(" {cell:>SIZE$}"), tone))
 }
 
 #[cfg(test)]
@@ -174,7 +180,7 @@ mod tests {
         });
         let partition = |n: u64| {
             json!({"id": format!("fn-{n}"), "state": "bound", "size": 4 << 20,
-                   "plugged": 2 << 20, "used": 1 << 20})
+                   "plugged": 2 << 20, "used": 1 << 20, "used_peak": 3 << 19})
         };
         let list: Value = (0..count).map(partition).collect();
         let look = Look::new(info, list).unwrap();
@@ -186,9 +192,9 @@ mod tests {
         let lines = render(&top(1), 80, 6);
         let expected = [
             "memctl top  Running  1 GiB of RAM  1 partition: 2 MiB of 4 MiB plugged",
-            "ID       STATE                                      USED     PLUGGED        SIZE",
-            "(shared) Running   [=======================]           -       1 GiB       1 GiB",
-            "fn-0     bound     [######======...........]       1 MiB       2 MiB       4 MiB",
+            "ID       STATE                          USED        PEAK     PLUGGED        SIZE",
+            "(shared) Running   [===========]           -           -       1 GiB       1 GiB",
+            "fn-0     bound     [###===.....]       1 MiB    1536 KiB       2 MiB       4 MiB",
             "",
             "q leaves  # used  = plugged  . still to come  ! to be given back",
         ];
@@ -227,8 +233,16 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_names_leave_the_sizes_whole_in_80_columns() {
+        let mut top = top(1);
+        top.look.partitions[0].id = "x".repeat(64);
+        let lines = render(&top, 80, 8);
+        assert!(lines[1].ends_with(" SIZE") && lines[3].ends_with(" 4 MiB"), "{lines:#?}");
+    }
+
+    #[test]
     fn narrow_terminals_get_no_bar() {
-        let lines = render(&top(1), 60, 8);
+        let lines = render(&top(1), 70, 8);
         assert!(!lines[3].contains('['), "{}", lines[3]);
         assert!(lines[3].ends_with("4 MiB"), "{}", lines[3]);
     }

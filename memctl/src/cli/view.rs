@@ -48,8 +48,8 @@ pub(super) struct Partition {
     pub(super) plugged: Bytes,
     /// What the guest says is in use.
     pub(super) used: Option<Bytes>,
-    /// The most that was ever plugged.
-    pub(super) peak: Bytes,
+    /// The most that the guest said was in use.
+    pub(super) used_peak: Option<Bytes>,
     /// What its instance keeps in shared memory for lack of room.
     pub(super) spilled: Bytes,
     /// What the guest could not move out.
@@ -68,7 +68,7 @@ struct RawPartition {
     size: u64,
     plugged: u64,
     used: Option<u64>,
-    peak: u64,
+    used_peak: Option<u64>,
     spilled: u64,
     stuck: u64,
     last_release_us: Option<u64>,
@@ -83,7 +83,8 @@ impl From<RawPartition> for Partition {
             size: Bytes::new(raw.size),
             plugged: Bytes::new(raw.plugged),
             used: raw.used.map(Bytes::new),
-            peak: Bytes::new(raw.peak),
+            // Zero, and not null, until the guest has said what is in use.
+            used_peak: raw.used.and(raw.used_peak).map(Bytes::new),
             spilled: Bytes::new(raw.spilled),
             stuck: Bytes::new(raw.stuck),
             last_release_us: raw.last_release_us,
@@ -230,6 +231,14 @@ mod tests {
         assert_eq!(partitions, [Partition { id: "a".into(), ..Partition::default() }]);
         let info = json!({"state": "Created", "config": {"memory": {"zones": null}}});
         assert_eq!(machine(&info).unwrap().shared, Shared::default());
+    }
+
+    #[test]
+    fn no_peak_is_known_before_the_guest_has_said_what_is_in_use() {
+        let peak = |json| partition("vm.add-partition", &json).unwrap().used_peak;
+        assert_eq!(peak(json!({"used": null, "used_peak": 0, "peak": 4096})), None);
+        assert_eq!(peak(json!({"used": 0, "used_peak": 9, "peak": 4096})), Some(Bytes::new(9)));
+        assert_eq!(peak(json!({"used": 0, "peak": 4096})), None, "an older monitor");
     }
 
     #[test]
