@@ -122,12 +122,8 @@ impl Guest {
 
     /// A device of partitions with `others` that are plugged, of one block each.
     fn channel(others: u32) -> Self {
-        let layout = Layout {
-            geometry: geometry(),
-            shared_area: Blocks::ZERO,
-            cap: None,
-            max_partitions: others + 1,
-        };
+        let layout =
+            Layout { geometry: geometry(), shared_area: Blocks::ZERO, max_partitions: others + 1 };
         let mut made = Self::new(layout, F_UNPLUGGED_INACCESSIBLE | F_PARTITION);
         for other in 0..others {
             let id = made.add(&format!("fn-{other}"), 1);

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
-use memctl::{BlockRange, Blocks, Bytes, Cookie, Geometry, Layout, Mode, PartitionId, Partitioner};
+use memctl::{
+    BlockRange, Blocks, Bytes, Cookie, Geometry, Layout, Mode, PartitionId, Partitioner, Policy,
+};
 
 const BLOCK: Bytes = Bytes::mib(2);
 /// The most that placement cuts a partition into.
@@ -29,7 +31,6 @@ fn with_partitions(others: u32, size: Blocks) -> (Partitioner, PartitionId) {
     let layout = Layout {
         geometry: geometry(Bytes::gib(1024)),
         shared_area: Blocks::ZERO,
-        cap: None,
         max_partitions: others + 1,
     };
     let mut memory = Partitioner::new(layout);
@@ -44,7 +45,9 @@ fn with_partitions(others: u32, size: Blocks) -> (Partitioner, PartitionId) {
 
 fn add(memory: &mut Partitioner, name: &str, size: Blocks) -> PartitionId {
     let name = name.parse().expect("a plain name");
-    memory.add(name, Cookie(0), size, None, &mut |_| {}).expect("the region has room")
+    memory
+        .add(name, Cookie(0), size, Policy::default(), None, &mut |_| {})
+        .expect("the region has room")
 }
 
 fn plug_partition(memory: &mut Partitioner, id: PartitionId) {

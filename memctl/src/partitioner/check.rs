@@ -34,8 +34,8 @@ pub enum Broken {
     /// Something was plugged by address, but nothing is plugged.
     #[error("something was plugged by address, but nothing is plugged")]
     ByAddress,
-    /// The requested sizes do not add up, or exceed the cap.
-    #[error("the requested sizes do not add up, or exceed the cap")]
+    /// The requested sizes do not add up.
+    #[error("the requested sizes do not add up")]
     Requested,
     /// More shared memory is requested than the shared area has blocks.
     #[error("more shared memory is requested than the shared area holds")]
@@ -112,8 +112,7 @@ impl Partitioner {
         let requested: Blocks =
             self.partitions().map(|partition| partition.account.requested).sum();
         let sum = requested + self.shared.requested;
-        let within = self.layout.cap.is_none_or(|cap| sum <= cap);
-        require(sum == self.requested && within, Broken::Requested)
+        require(sum == self.requested, Broken::Requested)
     }
 
     fn check_usable(&self) -> Result<(), Broken> {

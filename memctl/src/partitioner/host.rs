@@ -31,14 +31,6 @@ pub enum HostError {
         /// What is free, in however many pieces.
         free: Bytes,
     },
-    /// More than the cap on the sum of all owners.
-    #[error("all of it would add up to {wanted}, over the cap of {cap}")]
-    OverCap {
-        /// The sum.
-        wanted: Bytes,
-        /// The cap.
-        cap: Bytes,
-    },
     /// The host has too little memory for what the guest has been promised and has not taken yet.
     #[error("the host would have to provide {wanted}, but has {free} free")]
     HostFull {
@@ -74,7 +66,8 @@ pub enum Removal {
 }
 
 impl Partitioner {
-    /// Reserves blocks for a new partition. The guest has to be told. `host_free` is what the host
+    /// Reserves blocks for a new partition, with which `policy` wants more done than its size says.
+    /// The guest has to be told. `host_free` is what the host
     /// can still give, `None` to promise more than it has.
     ///
     /// # Errors
@@ -84,6 +77,7 @@ impl Partitioner {
         name: PartitionName,
         cookie: Cookie,
         size: Blocks,
+        policy: Policy,
         host_free: Option<Bytes>,
         watch: &mut Watch<'_>,
     ) -> Result<PartitionId, HostError> {
@@ -99,7 +93,7 @@ impl Partitioner {
         let pieces = self.place(size).ok_or_else(|| self.no_room(size))?;
 
         let id = self.next_free_id();
-        let partition = Partition::new(id, name, cookie, size);
+        let partition = Partition { policy, ..Partition::new(id, name, cookie, size) };
         self.next_id = id.0.wrapping_add(1);
         self.partitions.insert(id, partition);
         self.requested += size;
@@ -160,18 +154,6 @@ impl Partitioner {
         Ok(if self.partition(id).is_some() { Removal::Asked } else { Removal::Gone })
     }
 
-    /// Wants other things done with a partition. What it has already stays as it is.
-    ///
-    /// # Errors
-    /// [`HostError::Unknown`] only.
-    pub fn set_policy(&mut self, id: PartitionId, policy: Policy) -> Result<(), HostError> {
-        let partition = self.partitions.get_mut(&id).ok_or(HostError::Unknown(id))?;
-        if std::mem::replace(&mut partition.policy, policy) != policy {
-            self.generation = self.generation.wrapping_add(1);
-        }
-        Ok(())
-    }
-
     /// Wants what is in use in a partition moved elsewhere, once the partition is not wanted: a
     /// removal alone waits for its users. Asking again changes nothing.
     ///
@@ -225,21 +207,13 @@ impl Partitioner {
         size: Blocks,
         host_free: Option<Bytes>,
     ) -> Result<(), HostError> {
-        let geometry = self.geometry();
         let before = self.committed();
         let committed = before - owner.committed() + size;
-        let grows = committed > before;
-        if let Some(cap) = self.layout.cap {
-            let requested = self.requested - owner.requested + size;
-            let sum = if grows { requested.max(committed) } else { requested };
-            if sum > cap {
-                let (wanted, cap) = (geometry.bytes(sum), geometry.bytes(cap));
-                return Err(HostError::OverCap { wanted, cap });
-            }
-        }
-        let wanted = geometry.bytes(committed - self.plugged);
+        let wanted = self.geometry().bytes(committed - self.plugged);
         match host_free {
-            Some(free) if grows && free < wanted => Err(HostError::HostFull { wanted, free }),
+            Some(free) if committed > before && free < wanted => {
+                Err(HostError::HostFull { wanted, free })
+            }
             _ => Ok(()),
         }
     }

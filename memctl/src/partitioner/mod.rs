@@ -34,7 +34,7 @@
 //!    when neither plugged nor wanted.
 //! 5. `requested size <= usable size <= region`, every plugged block is below the usable size, and
 //!    the usable size shrinks only when everything is unplugged.
-//! 6. The requested sizes add up, within the cap.
+//! 6. The requested sizes add up.
 //! 7. `plugged <= peak` for each owner.
 //! 8. While a guest has what it plugged by address, no request takes it over the requested size: a
 //!    block it took in one partition's name and place may stand for another partition's.
@@ -90,8 +90,6 @@ pub struct Layout {
     pub geometry: Geometry,
     /// The blocks at its start that no partition gets. All of it for a device without partitions.
     pub shared_area: Blocks,
-    /// The most that the owners may be promised in all; `None` for what the region holds.
-    pub cap: Option<Blocks>,
     /// The most partitions at one time (`part_max`).
     pub max_partitions: u32,
 }
@@ -99,7 +97,7 @@ pub struct Layout {
 impl Layout {
     /// A region that serves shared memory only, as a stock guest's does.
     pub fn shared_only(geometry: Geometry) -> Self {
-        Self { geometry, shared_area: geometry.blocks(), cap: None, max_partitions: 0 }
+        Self { geometry, shared_area: geometry.blocks(), max_partitions: 0 }
     }
 
     /// The blocks that partitions get; `None` when the shared area is all there is.
@@ -249,13 +247,6 @@ impl Partitioner {
         self.mode = mode;
         self.usable = self.usable.max(self.least_usable());
         self.debug_check();
-    }
-
-    /// The machine was reset: everything is unplugged, partitions that are wanted wait for the new
-    /// kernel, those that are not are gone. The caller has dropped or frees the memory.
-    pub fn system_reset(&mut self, watch: &mut Watch<'_>) {
-        self.mode = Mode::Plain;
-        self.plan_unplug_all().commit(watch);
     }
 
     /// What the usable size is when nothing is plugged.

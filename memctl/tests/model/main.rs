@@ -32,19 +32,18 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(shared_area: usize, cap: Option<usize>) -> Self {
+    fn new(shared_area: usize) -> Self {
         let layout = Layout {
             geometry: geometry(),
             shared_area: Blocks::new(shared_area as u64),
-            cap: cap.map(|cap| Blocks::new(cap as u64)),
             max_partitions: MAX_PARTITIONS,
         };
-        Self { real: Partitioner::new(layout), model: Model::new(shared_area, cap), layout }
+        Self { real: Partitioner::new(layout), model: Model::new(shared_area), layout }
     }
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Add { size, free } => self.add(size, free),
+            Step::Add { size, policy, free } => self.add(size, policy, free),
             Step::Resize { pick, size, free } => self.resize(pick, size, free),
             Step::ResizeShared { size, free } => self.resize_shared(size, free),
             Step::Remove { pick } => self.remove(pick),
@@ -61,11 +60,6 @@ impl Pair {
             Step::Shrink { id, first, count, done } => self.shrink(id, first, count, done),
             Step::Hint { id, hint } => self.hint(id, hint),
             Step::Query { from, pending } => self.query(from, pending),
-            Step::SetPolicy { pick, policy } => {
-                let Some(id) = self.model.pick(pick) else { return };
-                self.real.set_policy(id, policy).unwrap();
-                self.model.partitions.get_mut(&id).unwrap().policy = policy;
-            }
             Step::AskEvacuation { pick } => {
                 let Some(id) = self.model.pick(pick) else { return };
                 self.real.ask_evacuation(id).unwrap();
@@ -75,11 +69,6 @@ impl Pair {
                 self.real.set_mode(if channel { Mode::Channel } else { Mode::Plain });
                 self.model.channel = channel;
                 self.model.usable = self.model.usable.max(self.model.least_usable());
-            }
-            Step::SystemReset => {
-                self.real.system_reset(&mut |_| {});
-                self.model.channel = false;
-                self.forget_all();
             }
             Step::SaveAndRestore => {
                 let snapshot = self.real.snapshot();
@@ -91,7 +80,7 @@ impl Pair {
         }
     }
 
-    fn add(&mut self, size: u64, free: Option<u64>) {
+    fn add(&mut self, size: u64, policy: Policy, free: Option<u64>) {
         let name = format!("fn-{}", self.model.names);
         let fits = self.model.partitions.len() < MAX_PARTITIONS as usize
             && size > 0
@@ -99,10 +88,10 @@ impl Pair {
         let place = fits.then(|| self.model.place(size)).flatten();
         let free = free.map(|blocks| Bytes::new(blocks * BLOCK));
         let (cookie, blocks) = (Cookie(1), Blocks::new(size));
-        match self.real.add(name.parse().unwrap(), cookie, blocks, free, &mut |_| {}) {
+        match self.real.add(name.parse().unwrap(), cookie, blocks, policy, free, &mut |_| {}) {
             Ok(id) => {
                 let state = PartitionState::Requested;
-                let (requested, policy) = (size as usize, Policy::default());
+                let requested = size as usize;
                 let known = Known { requested, state, resized: false, policy, evacuate: false };
                 assert!(self.model.partitions.insert(id, known).is_none());
                 self.model.give(id, &place.expect("a place in the model, too"));
@@ -364,11 +353,10 @@ proptest! {
     #[test]
     fn any_life_of_a_region_agrees_with_the_model(
         shared_area in prop_oneof![Just(0usize), 0..BLOCKS, Just(BLOCKS)],
-        cap in prop_oneof![3 => Just(None), 1 => (0..BLOCKS).prop_map(Some)],
         channel: bool,
         steps in prop::collection::vec(steps::steps(), 0..80),
     ) {
-        let mut pair = Pair::new(shared_area, cap);
+        let mut pair = Pair::new(shared_area);
         pair.step(Step::Negotiate { channel });
         for step in steps {
             pair.step(step);

@@ -25,7 +25,6 @@ pub(crate) struct Model {
     pub(crate) partitions: BTreeMap<PartitionId, Known>,
     pub(crate) shared_area: usize,
     pub(crate) shared_requested: usize,
-    pub(crate) cap: Option<usize>,
     pub(crate) usable: usize,
     pub(crate) channel: bool,
     pub(crate) by_address: bool,
@@ -33,14 +32,13 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn new(shared_area: usize, cap: Option<usize>) -> Self {
+    pub(crate) fn new(shared_area: usize) -> Self {
         Self {
             owners: vec![None; BLOCKS],
             plugged: vec![false; BLOCKS],
             partitions: BTreeMap::new(),
             shared_area,
             shared_requested: 0,
-            cap,
             usable: shared_area,
             channel: false,
             by_address: false,
@@ -180,7 +178,7 @@ impl Model {
         }
     }
 
-    /// Whether the host's wish fits cap and free memory, were an owner that has `requested` and
+    /// Whether the host's wish fits free memory, were an owner that has `requested` and
     /// `plugged` to get `size`.
     pub(crate) fn admits(
         &self,
@@ -189,13 +187,10 @@ impl Model {
         free: Option<u64>,
     ) -> bool {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        let sum = (self.requested() - requested).saturating_add(size);
         let before = self.committed();
         let after = (before - requested.max(plugged)).saturating_add(size.max(plugged));
-        let grows = after > before;
-        let capped = self.cap.is_none_or(|cap| sum <= cap && !(grows && after > cap));
         let wanted = (after - self.plugged_in_all()) as u64;
-        capped && (!grows || free.is_none_or(|free| free >= wanted))
+        after <= before || free.is_none_or(|free| free >= wanted)
     }
 
     /// The states that follow from what is plugged.

@@ -8,7 +8,7 @@ use crate::{BASE, BLOCK, BLOCKS, MAX_PARTITIONS};
 /// What happens to a region. Numbers from the guest may be anything.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Add { size: u64, free: Option<u64> },
+    Add { size: u64, policy: Policy, free: Option<u64> },
     Resize { pick: usize, size: u64, free: Option<u64> },
     ResizeShared { size: u64, free: Option<u64> },
     Remove { pick: usize },
@@ -21,10 +21,8 @@ pub(crate) enum Step {
     Shrink { id: PickedId, first: PickedBlock, count: u64, done: bool },
     Hint { id: PickedId, hint: Hint },
     Query { from: PickedId, pending: bool },
-    SetPolicy { pick: usize, policy: Policy },
     AskEvacuation { pick: usize },
     Negotiate { channel: bool },
-    SystemReset,
     SaveAndRestore,
 }
 
@@ -101,12 +99,12 @@ fn done() -> impl Strategy<Value = bool> {
 pub(crate) fn steps() -> impl Strategy<Value = Step> {
     let pick = 0..MAX_PARTITIONS as usize;
     prop_oneof![
-        6 => (sizes(), free()).prop_map(|(size, free)| Step::Add { size, free }),
+        6 => (sizes(), policies(), free())
+            .prop_map(|(size, policy, free)| Step::Add { size, policy, free }),
         4 => (pick.clone(), sizes(), free())
             .prop_map(|(pick, size, free)| Step::Resize { pick, size, free }),
         3 => (sizes(), free()).prop_map(|(size, free)| Step::ResizeShared { size, free }),
         3 => pick.clone().prop_map(|pick| Step::Remove { pick }),
-        1 => (pick.clone(), policies()).prop_map(|(pick, policy)| Step::SetPolicy { pick, policy }),
         1 => pick.prop_map(|pick| Step::AskEvacuation { pick }),
         10 => (addresses(), counts(), done())
             .prop_map(|(addr, count, done)| Step::Plug { addr, count, done }),
@@ -121,7 +119,6 @@ pub(crate) fn steps() -> impl Strategy<Value = Step> {
         3 => (ids(), hints()).prop_map(|(id, hint)| Step::Hint { id, hint }),
         3 => (ids(), any::<bool>()).prop_map(|(from, pending)| Step::Query { from, pending }),
         2 => any::<bool>().prop_map(|channel| Step::Negotiate { channel }),
-        1 => Just(Step::SystemReset),
         2 => Just(Step::SaveAndRestore),
     ]
 }

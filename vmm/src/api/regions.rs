@@ -159,7 +159,6 @@ impl From<HostError> for ApiError {
             HostError::NameTaken(_)
             | HostError::TooManyPartitions(_)
             | HostError::NoRoom { .. }
-            | HostError::OverCap { .. }
             | HostError::HostFull { .. } => ErrorKind::WrongState,
         };
         Self::from_error(kind, &error)
@@ -168,7 +167,7 @@ impl From<HostError> for ApiError {
 
 #[cfg(test)]
 mod tests {
-    use memctl::{BlockRange, Blocks, Cookie, Layout, PartitionId};
+    use memctl::{BlockRange, Blocks, Cookie, Layout, PartitionId, Policy};
     use serde_json::json;
 
     use super::*;
@@ -178,12 +177,13 @@ mod tests {
     /// A region of 1 GiB, a quarter of it shared, with partition `fn-7` of 4 blocks, 3 plugged.
     fn partitioner() -> (Partitioner, PartitionId) {
         let geometry = Geometry::new(ADDR, Bytes::mib(2), Bytes::gib(1)).unwrap();
-        let layout =
-            Layout { geometry, shared_area: Blocks::new(128), cap: None, max_partitions: 1 };
+        let layout = Layout { geometry, shared_area: Blocks::new(128), max_partitions: 1 };
         let mut made = Partitioner::new(layout);
         made.resize_shared(Blocks::new(2), None).unwrap();
         let name = "fn-7".parse().unwrap();
-        let id = made.add(name, Cookie(9), Blocks::new(4), None, &mut |_| {}).unwrap();
+        let id = made
+            .add(name, Cookie(9), Blocks::new(4), Policy::default(), None, &mut |_| {})
+            .unwrap();
         let range = BlockRange::checked(&geometry, ADDR + (256 << 20), 3).unwrap();
         made.plan_plug(range).unwrap().commit(&mut |_| {});
         (made, id)
@@ -225,8 +225,9 @@ mod tests {
     fn refusals_of_the_partitioner_have_kinds() {
         let (mut partitioner, id) = partitioner();
         let mut add = |name: &str, size| {
-            let name = name.parse().unwrap();
-            let added = partitioner.add(name, Cookie(0), Blocks::new(size), None, &mut |_| {});
+            let (name, size, policy) =
+                (name.parse().unwrap(), Blocks::new(size), Policy::default());
+            let added = partitioner.add(name, Cookie(0), size, policy, None, &mut |_| {});
             ApiError::from(added.unwrap_err())
         };
         let conflict = ErrorKind::WrongState;

@@ -216,7 +216,7 @@ impl<'a> Builder<'a> {
         let layout = match device.role {
             Role::Zone { .. } | Role::Slot => Layout::shared_only(geometry),
             Role::Partitions { max: max_partitions, .. } => {
-                Layout { geometry, shared_area: Blocks::ZERO, cap: None, max_partitions }
+                Layout { geometry, shared_area: Blocks::ZERO, max_partitions }
             }
         };
         let mem = Mem::new(layout, device.node, Box::new(memory), observer(id));

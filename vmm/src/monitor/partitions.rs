@@ -280,7 +280,7 @@ mod tests {
     /// A memory device with room for 1 GiB of partitions, whose driver is not up.
     fn memory() -> MemHandle {
         let geometry = Geometry::new(4 << 30, Bytes::mib(2), Bytes::gib(1)).unwrap();
-        let layout = Layout { geometry, shared_area: Blocks::ZERO, cap: None, max_partitions: 4 };
+        let layout = Layout { geometry, shared_area: Blocks::ZERO, max_partitions: 4 };
         Mem::new(layout, None, Box::new(Host), Box::new(|_| ())).handle()
     }
 

@@ -29,20 +29,8 @@ pub enum MemError {
 /// The sizes of a device at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// What the host wants the guest to have, shared memory and partitions.
-    pub requested: Bytes,
     /// What the guest has.
     pub plugged: Bytes,
-    /// The part of the region that the guest may plug blocks of.
-    pub usable: Bytes,
-    /// The region: the most that could ever be plugged.
-    pub region: Bytes,
-    /// One block: every other size is a multiple of it.
-    pub block: Bytes,
-    /// Of `requested`, what no partition owns.
-    pub shared_requested: Bytes,
-    /// Of `plugged`, what no partition owns.
-    pub shared_plugged: Bytes,
 }
 
 /// What is known of a guest-physical address in the region.
@@ -84,24 +72,13 @@ impl MemHandle {
 
     /// All sizes, of one moment.
     pub fn sizes(&self) -> Sizes {
-        self.shared.look(|partitioner| {
-            let (geometry, shared) = (partitioner.geometry(), partitioner.shared());
-            Sizes {
-                requested: partitioner.requested_size(),
-                plugged: partitioner.plugged_size(),
-                usable: partitioner.usable_size(),
-                region: geometry.size(),
-                block: geometry.block_size(),
-                shared_requested: geometry.bytes(shared.requested),
-                shared_plugged: geometry.bytes(shared.plugged),
-            }
-        })
+        Sizes { plugged: self.shared.look(Partitioner::plugged_size) }
     }
 
     /// Wants the shared memory to have `size`.
     ///
     /// # Errors
-    /// Not whole blocks, more than the shared area, the cap, or the host has.
+    /// Not whole blocks, more than the shared area or the host has.
     pub fn resize_shared(&self, size: Bytes, host_free: Option<Bytes>) -> Result<Resize, MemError> {
         let size = self.blocks(size)?;
         self.shared.wish(|partitioner, _| Ok(partitioner.resize_shared(size, host_free)?))
@@ -142,8 +119,8 @@ impl MemHandle {
     /// guest's userspace.
     ///
     /// # Errors
-    /// Not whole blocks, the name is taken, or there is no room in the table, the region, the cap
-    /// or the host.
+    /// Not whole blocks, the name is taken, or there is no room in the table, the region or the
+    /// host.
     pub fn add_partition(
         &self,
         name: PartitionName,
@@ -154,8 +131,7 @@ impl MemHandle {
     ) -> Result<PartitionView, MemError> {
         let size = self.blocks(size)?;
         self.shared.wish(|partitioner, watch| {
-            let id = partitioner.add(name, cookie, size, host_free, watch)?;
-            partitioner.set_policy(id, policy)?;
+            let id = partitioner.add(name, cookie, size, policy, host_free, watch)?;
             let partition = partitioner.partition(id).ok_or(HostError::Unknown(id))?;
             Ok(PartitionView::new(partitioner.geometry(), partition))
         })
@@ -182,15 +158,6 @@ impl MemHandle {
     /// There is no such partition.
     pub fn remove_partition(&self, id: PartitionId) -> Result<Removal, MemError> {
         self.shared.wish(|partitioner, watch| Ok(partitioner.remove(id, watch)?))
-    }
-
-    /// Wants other things done with a partition than when it was added. What it has of memory stays
-    /// as it is.
-    ///
-    /// # Errors
-    /// There is no such partition.
-    pub fn set_policy(&self, id: PartitionId, policy: Policy) -> Result<(), MemError> {
-        self.shared.wish(|partitioner, _| Ok(partitioner.set_policy(id, policy)?))
     }
 
     /// Wants what is in use in a partition moved elsewhere, so that it can be given back: a removal

@@ -155,7 +155,7 @@ impl Carrier {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use memctl::{Bytes, Cookie, Layout, Mode, PartitionId, Partitioner, PlugState};
+    use memctl::{Bytes, Cookie, Layout, Mode, PartitionId, Partitioner, PlugState, Policy};
 
     use super::*;
 
@@ -210,12 +210,12 @@ mod tests {
     /// A partition of eight blocks in four runs, not plugged, which no plain request can make.
     fn scattered() -> (Partitioner, PartitionId, Carrier, Host) {
         let geometry = Geometry::new(0, Bytes::new(BLOCK), Bytes::new(15 * BLOCK)).unwrap();
-        let layout = Layout { geometry, shared_area: Blocks::ZERO, cap: None, max_partitions: 16 };
+        let layout = Layout { geometry, shared_area: Blocks::ZERO, max_partitions: 16 };
         let mut partitioner = Partitioner::new(layout);
         partitioner.set_mode(Mode::Channel);
         let add = |partitioner: &mut Partitioner, name: String, size| {
             let (name, size) = (name.parse().unwrap(), Blocks::new(size));
-            partitioner.add(name, Cookie(0), size, None, &mut |_| {}).unwrap()
+            partitioner.add(name, Cookie(0), size, Policy::default(), None, &mut |_| {}).unwrap()
         };
         let walls: Vec<_> = (0..5)
             .map(|at| {

@@ -210,16 +210,15 @@ fn hints_about_what_is_not_plugged_are_errors() {
 }
 
 #[test]
-fn a_system_reset_keeps_what_is_wanted_and_drops_what_is_not() {
+fn unplug_all_keeps_what_is_wanted_and_drops_what_is_not() {
     let mut memory = channel();
     let kept = plugged(&mut memory, "fn-1", 8);
     let dropped = plugged(&mut memory, "fn-2", 8);
     memory.remove(dropped, &mut |_| {}).unwrap();
-    memory.system_reset(&mut |_| {});
-    assert_eq!((memory.mode(), memory.plugged_size()), (Mode::Plain, Bytes::ZERO));
+    memory.plan_unplug_all().commit(&mut |_| {});
+    assert_eq!(memory.plugged_size(), Bytes::ZERO);
     assert_eq!(state(&memory, kept), PartitionState::Requested);
     assert_eq!(state(&memory, dropped), PartitionState::Absent);
-    assert_eq!(memory.usable_size(), Bytes::mib(16));
 }
 
 #[test]

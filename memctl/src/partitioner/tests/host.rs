@@ -4,15 +4,16 @@ use super::*;
 
 fn refused(memory: &mut Partitioner, name: &str, size: u64, free: Option<Bytes>) -> HostError {
     let (name, size) = (name.parse().unwrap(), Blocks::new(size));
-    memory.add(name, Cookie(0), size, free, &mut |_| {}).unwrap_err()
+    memory.add(name, Cookie(0), size, Policy::default(), free, &mut |_| {}).unwrap_err()
 }
 
 #[test]
 fn a_new_partition_has_its_place_at_once() {
     let mut memory = Partitioner::new(layout(16));
     let mut seen = Vec::new();
+    let (name, policy) = ("fn-1".parse().unwrap(), Policy { keep: true, prefault: false });
     let id = memory
-        .add("fn-1".parse().unwrap(), Cookie(5), Blocks::new(8), None, &mut |change| {
+        .add(name, Cookie(5), Blocks::new(8), policy, None, &mut |change| {
             seen.push((change.from, change.partition.state()));
         })
         .unwrap();
@@ -20,6 +21,7 @@ fn a_new_partition_has_its_place_at_once() {
     assert_eq!(extents(&memory, id), [(16, 8)]);
     let partition = memory.find("fn-1").unwrap();
     assert_eq!((partition.id(), partition.cookie()), (id, Cookie(5)));
+    assert_eq!((partition.policy(), memory.generation()), (policy, 1));
     assert!(memory.find("fn-2").is_none());
 }
 
@@ -248,18 +250,6 @@ fn there_are_never_more_partitions_than_the_layout_allows() {
 }
 
 #[test]
-fn the_cap_counts_what_was_asked_back_and_is_still_held() {
-    let mut memory = Partitioner::new(Layout { cap: Some(Blocks::new(10)), ..layout(0) });
-    memory.set_mode(Mode::Channel);
-    let id = plugged(&mut memory, "fn-1", 8);
-    memory.remove(id, &mut |_| {}).unwrap();
-    let over = HostError::OverCap { wanted: Bytes::mib(22), cap: Bytes::mib(20) };
-    assert_eq!(refused(&mut memory, "fn-2", 3, None), over);
-    memory.plan_release(id).unwrap().commit(&mut |_| {});
-    add(&mut memory, "fn-2", 10);
-}
-
-#[test]
 fn what_one_partition_keeps_is_no_room_for_another() {
     let mut memory = channel();
     let kept = plugged(&mut memory, "fn-1", 8);
@@ -279,8 +269,8 @@ fn the_host_promises_no_more_than_it_has() {
     assert_eq!(refused(&mut memory, "fn-2", 4, Some(Bytes::mib(22))), full);
     memory.plan_plug_partition(id).unwrap().commit(&mut |_| {});
     let name = "fn-2".parse().unwrap();
-    let free = Some(Bytes::mib(8));
-    assert!(memory.add(name, Cookie(0), Blocks::new(4), free, &mut |_| {}).is_ok());
+    let (policy, free) = (Policy::default(), Some(Bytes::mib(8)));
+    assert!(memory.add(name, Cookie(0), Blocks::new(4), policy, free, &mut |_| {}).is_ok());
     assert!(memory.resize(id, Blocks::new(4), Some(Bytes::ZERO), &mut |_| {}).is_ok());
 }
 
@@ -298,46 +288,34 @@ fn shared_memory_stays_in_its_area() {
 
 #[test]
 fn errors_read_well() {
-    let over = HostError::OverCap { wanted: Bytes::mib(22), cap: Bytes::mib(20) };
-    assert_eq!(over.to_string(), "all of it would add up to 22 MiB, over the cap of 20 MiB");
     assert_eq!(HostError::Unknown(PartitionId(3)).to_string(), "there is no partition 3");
     let zero = HostError::Zero(Bytes::mib(2)).to_string();
     assert_eq!(zero, "a partition has at least one block of 2 MiB");
 }
 
 #[test]
-fn a_policy_or_an_evacuation_is_a_wish_of_which_the_guest_must_hear_once() {
+fn an_evacuation_is_a_wish_of_which_the_guest_must_hear_once() {
     let mut memory = channel();
     let id = plugged(&mut memory, "fn-1", 8);
-    let policy = Policy { keep: true, prefault: true };
     let before = memory.generation();
-    memory.set_policy(id, policy).unwrap();
-    memory.set_policy(id, policy).unwrap();
-    assert_eq!(memory.generation(), before + 1);
     memory.ask_evacuation(id).unwrap();
     memory.ask_evacuation(id).unwrap();
-    assert_eq!(memory.generation(), before + 2);
     let partition = memory.partition(id).unwrap();
-    assert_eq!((partition.policy(), partition.evacuate()), (policy, true));
-    assert_eq!(partition.state(), PartitionState::Plugged);
+    assert_eq!((partition.state(), partition.evacuate()), (PartitionState::Plugged, true));
     let unknown = PartitionId(9);
-    assert_eq!(memory.set_policy(unknown, policy), Err(HostError::Unknown(unknown)));
     assert_eq!(memory.ask_evacuation(unknown), Err(HostError::Unknown(unknown)));
-    assert_eq!(memory.generation(), before + 2);
+    assert_eq!(memory.generation(), before + 1);
 }
 
 #[test]
-fn a_size_cancels_removal_and_evacuation_and_keeps_the_policy() {
+fn a_size_cancels_removal_and_evacuation() {
     let mut memory = channel();
     let id = plugged(&mut memory, "fn-1", 8);
-    let policy = Policy { keep: true, prefault: false };
-    memory.set_policy(id, policy).unwrap();
     memory.remove(id, &mut |_| {}).unwrap();
     memory.ask_evacuation(id).unwrap();
     resize(&mut memory, id, 8);
     let partition = memory.partition(id).unwrap();
-    assert_eq!((partition.policy(), partition.evacuate()), (policy, false));
-    assert!(partition.wanted() && !partition.is_pending());
+    assert!(!partition.evacuate() && partition.wanted() && !partition.is_pending());
 }
 
 #[test]

@@ -21,7 +21,6 @@ fn layout(shared_area: u64) -> Layout {
     Layout {
         geometry: Geometry::new(BASE, Bytes::mib(2), Bytes::mib(128)).unwrap(),
         shared_area: Blocks::new(shared_area),
-        cap: None,
         max_partitions: 8,
     }
 }
@@ -46,7 +45,7 @@ fn range(first: u64, count: u64) -> BlockRange {
 
 fn add(partitioner: &mut Partitioner, name: &str, size: u64) -> PartitionId {
     let (name, size) = (name.parse().unwrap(), Blocks::new(size));
-    partitioner.add(name, Cookie(7), size, None, &mut |_| {}).unwrap()
+    partitioner.add(name, Cookie(7), size, Policy::default(), None, &mut |_| {}).unwrap()
 }
 
 /// Adds a partition, and the guest takes it.

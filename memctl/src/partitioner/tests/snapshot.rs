@@ -8,7 +8,6 @@ fn lively() -> Partitioner {
     let mut memory = channel();
     plugged(&mut memory, "fn-1", 8);
     let id = plugged(&mut memory, "fn-2", 8);
-    memory.set_policy(id, Policy { keep: true, prefault: true }).unwrap();
     memory.ask_evacuation(id).unwrap();
     memory.prepare(Blocks::new(32));
     memory.hint(id, Hint::Draining { used: Bytes::mib(3) }, &mut |_| {}).unwrap();
@@ -119,8 +118,6 @@ fn more_than_the_configuration_allows_is_refused() {
     let restore = |layout| Partitioner::restore(layout, &snapshot).unwrap_err();
     let few = Layout { max_partitions: 2, ..layout(0) };
     assert_eq!(restore(few), RestoreError::Broken(Broken::TooMany));
-    let capped = Layout { cap: Some(Blocks::new(4)), ..layout(0) };
-    assert_eq!(restore(capped), RestoreError::Broken(Broken::Requested));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::virtio::mem::{Mem, Observer};
-use memctl::{Cookie, Geometry, Layout, Policy};
+use memctl::{Cookie, Geometry, Layout, Partitioner, Policy};
 
 use super::super::testing::{Host, Nobody};
 use super::*;
@@ -222,7 +222,7 @@ fn another_size_is_another_wish() {
     let resize = |mib| rig.slots().resize(&name, Bytes::mib(mib));
     assert!(matches!(resize(2), Ok(Reply::Done)));
     assert_eq!(shown(resize(4)).size, 4 << 20);
-    assert_eq!(rig.handles[0].sizes().requested, Bytes::mib(4));
+    assert_eq!(rig.handles[0].look(Partitioner::requested_size), Bytes::mib(4));
     assert!(problem(resize(0)).contains("does not fit a slot"));
 }
 
@@ -260,6 +260,6 @@ fn a_reboot_keeps_what_is_wanted_in_its_slot() {
     let rig = rig.reboot();
     rig.slots().renew();
     assert_eq!(rig.states(), [("b".into(), PartitionState::Requested, 0)]);
-    assert_eq!(rig.handles[1].sizes().requested, Bytes::mib(4));
+    assert_eq!(rig.handles[1].look(Partitioner::requested_size), Bytes::mib(4));
     assert_eq!(rig.slots().list()[0].node, Some(2));
 }

@@ -128,8 +128,6 @@ fn each_wish_changes_part_gen_and_interrupts_once() {
     told("addition");
     handle.resize_partition(id, size(4), None).unwrap();
     told("resize");
-    handle.set_policy(id, Policy { keep: true, prefault: false }).unwrap();
-    told("policy");
     handle.ask_evacuation(id).unwrap();
     told("evacuation");
     handle.prepare(size(8)).unwrap();
@@ -145,13 +143,11 @@ fn what_is_wanted_already_or_refused_interrupts_nobody() {
     rig.handle.ask_evacuation(id).unwrap();
     let before = (rig.part_gen(), rig.config_interrupts());
     rig.handle.ask_evacuation(id).unwrap();
-    rig.handle.set_policy(id, Policy::default()).unwrap();
     rig.handle.prepare(size(0)).unwrap();
     assert_eq!(rig.handle.resize_partition(id, size(8), None), Ok(Resize::Unchanged));
     rig.handle.resize_partition(id, size(65), None).unwrap_err();
     rig.handle.remove_partition(NOBODY).unwrap_err();
     rig.handle.ask_evacuation(NOBODY).unwrap_err();
-    rig.handle.set_policy(NOBODY, Policy::default()).unwrap_err();
     assert_eq!((rig.part_gen(), rig.config_interrupts()), before);
 }
 
@@ -350,10 +346,8 @@ fn the_record_says_what_the_host_wants_done() {
     rig.handle.ask_evacuation(id).unwrap();
     let seen = rig.query(0, PENDING).unwrap();
     assert_eq!((seen.flags, seen.size), (KEEP | EVACUATE, 0));
-    rig.handle.set_policy(id, Policy::default()).unwrap();
-    assert_eq!(rig.query(0, 0).unwrap().flags, EVACUATE);
     rig.handle.resize_partition(id, size(2), None).unwrap();
-    assert_eq!(rig.query(0, 0).unwrap().flags, 0, "not wanted back any more");
+    assert_eq!(rig.query(0, 0).unwrap().flags, KEEP, "not wanted back any more");
 }
 
 #[test]

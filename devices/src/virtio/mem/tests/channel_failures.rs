@@ -126,8 +126,9 @@ impl Large {
         let geometry = Geometry::new(BASE, size(1), size(blocks)).unwrap();
         let mut partitioner = Partitioner::new(Layout { geometry, ..layout(0) });
         partitioner.set_mode(mode);
-        let (name, cookie) = ("fn-1".parse().unwrap(), Cookie(0));
-        let id = partitioner.add(name, cookie, Blocks::new(blocks), None, &mut |_| {}).unwrap();
+        let (name, size, policy) =
+            ("fn-1".parse().unwrap(), Blocks::new(blocks), Policy::default());
+        let id = partitioner.add(name, Cookie(0), size, policy, None, &mut |_| {}).unwrap();
         let carrier = Carrier::new(Box::new(Willing), geometry);
         Self { books: Books::new(partitioner, carrier), record: Record::new(), id }
     }

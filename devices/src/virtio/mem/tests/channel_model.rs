@@ -12,11 +12,10 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Add(u64),
+    Add(u64, bool),
     Resize(usize, u64),
     Remove(usize),
     Evacuate(usize),
-    Keep(usize, bool),
     PartPlug(Pick),
     Release(Pick),
     Shrink(Pick, u64, u16),
@@ -45,11 +44,10 @@ fn picks() -> impl Strategy<Value = Pick> {
 
 fn wishes() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..20u64).prop_map(Step::Add),
+        6 => (0..20u64, any::<bool>()).prop_map(|(size, keep)| Step::Add(size, keep)),
         4 => (0..8usize, 0..24u64).prop_map(|(pick, size)| Step::Resize(pick, size)),
         3 => (0..8usize).prop_map(Step::Remove),
         1 => (0..8usize).prop_map(Step::Evacuate),
-        1 => (0..8usize, any::<bool>()).prop_map(|(pick, keep)| Step::Keep(pick, keep)),
     ]
 }
 
@@ -224,11 +222,9 @@ impl Pair {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Add(_)
-            | Step::Resize(..)
-            | Step::Remove(_)
-            | Step::Evacuate(_)
-            | Step::Keep(..) => self.wish(step),
+            Step::Add(..) | Step::Resize(..) | Step::Remove(_) | Step::Evacuate(_) => {
+                self.wish(step)
+            }
             Step::PartPlug(pick) => self.part_plug(pick),
             Step::Query(pick, flags) => self.query(pick, flags),
             Step::Reset(channel) => self.reset(channel),
@@ -244,11 +240,12 @@ impl Pair {
         let (handle, model) = (self.rig.handle.clone(), &mut self.model);
         let known = |pick| PartitionId(model.id(Pick::Known(pick)));
         match *step {
-            Step::Add(blocks) => {
+            Step::Add(blocks, keep) => {
                 let name = format!("fn-{}", self.rig.part_gen()).parse().unwrap();
-                let (cookie, policy) = (Cookie(700), Policy::default());
+                let (cookie, policy) = (Cookie(700), Policy { keep, prefault: false });
                 if let Ok(view) = handle.add_partition(name, cookie, size(blocks), policy, None) {
-                    let known = Known { requested: blocks as usize, ..Known::default() };
+                    let (requested, flags) = (blocks as usize, u32::from(keep));
+                    let known = Known { requested, flags, ..Known::default() };
                     assert!(model.known.insert(view.id.0, known).is_none());
                 }
             }
@@ -272,12 +269,6 @@ impl Pair {
                 let id = known(pick);
                 assert_eq!(handle.ask_evacuation(id).is_ok(), model.known.contains_key(&id.0));
                 model.known.entry(id.0).and_modify(|known| known.flags |= 2);
-            }
-            Step::Keep(pick, keep) => {
-                let (id, policy) = (known(pick), Policy { keep, prefault: false });
-                assert_eq!(handle.set_policy(id, policy).is_ok(), model.known.contains_key(&id.0));
-                let flag = u32::from(keep);
-                model.known.entry(id.0).and_modify(|known| known.flags = known.flags & !1 | flag);
             }
             _ => unreachable!("not a wish"),
         }

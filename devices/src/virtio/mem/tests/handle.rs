@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memctl::{Cookie, HostError, PartitionId, PartitionState, Policy, Removal, Resize};
+use memctl::{HostError, PartitionId, PartitionState, Partitioner, Removal, Resize};
 
 use super::super::{BlockView, MemError, PartitionView};
 use super::*;
@@ -45,13 +45,9 @@ fn sizes_are_those_of_the_configuration_space() {
     add(&rig, "fn-1", 4).unwrap();
     rig.plug(0, 2);
     rig.plug(16, 3);
-    let sizes = rig.handle.sizes();
-    assert_eq!((sizes.requested, sizes.plugged, sizes.usable), (size(12), size(5), size(20)));
-    assert_eq!((sizes.region, sizes.block), (size(64), size(1)));
-    assert_eq!((sizes.shared_requested, sizes.shared_plugged), (size(8), size(2)));
+    assert_eq!(rig.handle.sizes().plugged, size(5));
     let fields = [REQUESTED, PLUGGED, USABLE, 24, 0].map(|offset| Size::new(rig.config(offset)));
-    let same = [sizes.requested, sizes.plugged, sizes.usable, sizes.region, sizes.block];
-    assert_eq!(fields, same);
+    assert_eq!(fields, [12, 5, 20, 64, 1].map(size));
 }
 
 #[test]
@@ -87,7 +83,7 @@ fn the_partitioners_refusals_pass_through() {
     assert!(matches!(add(&rig, "fn-1", 4), Err(MemError::Refused(HostError::NameTaken(_)))));
     let unknown = PartitionId(9);
     assert_eq!(rig.handle.remove_partition(unknown), Err(refused(HostError::Unknown(unknown))));
-    assert_eq!(rig.handle.sizes().requested, size(4));
+    assert_eq!(rig.handle.look(Partitioner::requested_size), size(4));
 }
 
 #[test]
@@ -234,7 +230,7 @@ fn every_block_is_booked_to_its_owner() {
     assert_eq!(rig.plug(12, 16), ACK);
     let plugged: Vec<_> = rig.handle.partitions().iter().map(|one| one.plugged).collect();
     assert_eq!(plugged, [size(8), size(4)]);
-    assert_eq!(rig.handle.sizes().shared_plugged, size(4));
+    assert_eq!(rig.handle.look(|books| books.shared().plugged), Blocks::new(4));
 }
 
 #[test]
@@ -262,7 +258,7 @@ fn an_observer_may_use_the_handle() {
     let (inner, log) = (Arc::clone(&slot), Arc::clone(&seen));
     let observer = Box::new(move |_| {
         let handle = inner.lock().unwrap().clone();
-        log.lock().unwrap().push(handle.unwrap().sizes().requested);
+        log.lock().unwrap().push(handle.unwrap().look(Partitioner::requested_size));
     });
     let host = Rig::wanting(0).host;
     let device = Mem::new(layout(16), None, Box::new(MockHost(host)), observer);
@@ -277,7 +273,7 @@ fn a_handle_outlives_its_device() {
     let rig = Rig::wanting(8);
     let (handle, counters) = (rig.handle.clone(), rig.device.counters());
     drop(rig);
-    assert_eq!(handle.sizes().requested, size(8));
+    assert_eq!(handle.look(Partitioner::requested_size), size(8));
     assert_eq!(handle.resize_shared(size(4), None), Ok(Resize::Changed));
     assert!(counters.list().iter().all(|(_, count)| *count == 0));
 }

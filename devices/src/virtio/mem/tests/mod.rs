@@ -143,7 +143,7 @@ fn geometry() -> Geometry {
 /// 64 blocks of which the first `shared_area` are for shared memory.
 fn layout(shared_area: u64) -> Layout {
     let shared_area = Blocks::new(shared_area);
-    Layout { geometry: geometry(), shared_area, cap: None, max_partitions: 8 }
+    Layout { geometry: geometry(), shared_area, max_partitions: 8 }
 }
 
 /// The size of `blocks` blocks.

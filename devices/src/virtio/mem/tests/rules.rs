@@ -1,6 +1,5 @@
 //! The MUSTs of virtio 1.3, 5.15, what Linux needs on top, and faults that others have shipped.
 
-use memctl::Policy;
 use vm_memory::Bytes as _;
 
 use super::*;
@@ -126,7 +125,7 @@ fn a_change_of_the_usable_size_alone_interrupts() {
     let same = rig.handle.shared().wish(|partitioner, watch| {
         partitioner.resize_shared(Blocks::new(0), None)?;
         let name = "fn-1".parse().unwrap();
-        partitioner.add(name, memctl::Cookie(0), Blocks::new(8), None, watch)
+        partitioner.add(name, Cookie(0), Blocks::new(8), Policy::default(), None, watch)
     });
     same.unwrap();
     assert_eq!((rig.config_blocks(REQUESTED), rig.config_blocks(USABLE)), (8, 24));
