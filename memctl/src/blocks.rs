@@ -8,15 +8,10 @@ use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 
-use serde::{Deserialize, Serialize};
-
 use crate::Bytes;
 
 /// A number of blocks. Arithmetic saturates: it neither wraps nor panics.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Blocks(u64);
 
 impl Blocks {
@@ -242,7 +237,7 @@ impl BlockRange {
         Self::within(geometry, offset / geometry.block_size.as_u64(), nb_blocks)
     }
 
-    /// The range that a guest or a snapshot names by its first block's index in the region.
+    /// The range that a guest names by its first block's index in the region.
     ///
     /// # Errors
     /// A range that is empty or leaves the region.

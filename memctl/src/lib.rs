@@ -22,6 +22,6 @@ pub use partition::{
 };
 pub use partitioner::{
     Answer, Broken, HostError, Layout, Mode, Owner, Partitioner, Plug, PlugState, Refusal, Removal,
-    Resize, RestoreError, Snapshot, Unplug,
+    Resize, Unplug,
 };
 pub use units::{Bytes, ParseBytesError};

@@ -19,15 +19,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::Bytes;
 use crate::blocks::{BlockRange, Blocks};
 
 /// The number by which guest and host name a partition. Numbers are handed out in ascending
 /// order, so that a late message about a gone partition does not hit a new one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartitionId(pub u32);
 
 impl fmt::Display for PartitionId {
@@ -37,8 +36,7 @@ impl fmt::Display for PartitionId {
 }
 
 /// An opaque number of the host's, which the guest shows to its userspace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Cookie(pub u64);
 
 /// A text that names no partition.
@@ -76,10 +74,9 @@ impl fmt::Display for PartitionName {
     }
 }
 
-/// How often and how much an owner's memory changed. Counts since the VM began, kept by
-/// snapshots; saturating.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// How often and how much an owner's memory changed. Counts since the machine was made;
+/// saturating.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Runs of blocks booked as plugged.
     pub plugs: u64,
@@ -95,8 +92,7 @@ pub struct Counters {
 ///
 /// **Invariant:** `plugged <= peak`, and `plugged` is what the map says of the owner's blocks.
 /// `plugged` may exceed `requested`: the host asked for memory back and the guest still holds it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// What the host wants the owner to have.
     pub requested: Blocks,
@@ -107,12 +103,9 @@ pub struct Account {
     /// How it came and went.
     pub counters: Counters,
     /// How long the host took to free what was last given back of it, in the request that did so:
-    /// more than this owner's where that was UNPLUG_ALL. `None` until there was one, and after a
-    /// restore.
-    #[serde(skip)]
+    /// more than this owner's where that was UNPLUG_ALL. `None` until there was one.
     pub last_release: Option<Duration>,
     /// How much that was.
-    #[serde(skip)]
     pub last_released: Blocks,
 }
 
@@ -140,7 +133,7 @@ impl Account {
 }
 
 /// Where a partition is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartitionState {
     /// Not in the table: not asked for yet, or gone.
@@ -231,8 +224,7 @@ pub struct Hints {
 }
 
 /// What the host wants done with a partition, beside its size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// When it is empty the guest says so and keeps it, warm for the next instance, instead of
     /// giving it back.

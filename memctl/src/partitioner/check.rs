@@ -52,10 +52,10 @@ pub enum Broken {
 }
 
 impl Partitioner {
-    /// Recomputes every invariant of the module's documentation. O(region): for restores and tests.
+    /// Recomputes every invariant of the module's documentation. O(region): for tests.
     ///
     /// # Errors
-    /// The first invariant that does not hold: a fault of this crate, or a bad snapshot.
+    /// The first invariant that does not hold: a fault of this crate.
     pub fn check_invariants(&self) -> Result<(), Broken> {
         require(self.partitions.len() <= self.layout.max_partitions as usize, Broken::TooMany)?;
         self.check_extents()?;

@@ -14,17 +14,18 @@
 //!
 //! # Layout of a region
 //! The first blocks are the *shared area*; the rest is for partitions, which get contiguous blocks by
-//! best fit. The channel's device has no shared area: a second, plain device serves shared memory.
-//! A plain device may have both. Its guest plugs any unplugged block below the usable size, lowest
-//! first on Linux, and every block is booked to whom it belongs: the partition whose extent it is
-//! in, or else shared memory. It is not refused for a block that nobody asked for as long as the sum
+//! best fit. The monitor makes devices with one of the two: shared memory only, or partitions only.
+//!
+//! A guest without the channel plugs either by address: any unplugged block below the usable size,
+//! lowest first on Linux, and every block is booked to whom it belongs: the partition whose extent
+//! it is in, or else shared memory. It is not refused for a block that nobody asked for as long as the sum
 //! fits: the Linux driver would ask for the same block again, for ever or after a minute. What keeps
 //! shared blocks out of the partition area is the usable size, which ends after the last partition.
 //! Blocks that stray into a gap between partitions are booked as shared and avoided by placement,
 //! until the guest unplugs them.
 //!
 //! # Invariants
-//! Checked by [`Partitioner::check_invariants`]: after each change in debug builds, and on restore.
+//! Checked by [`Partitioner::check_invariants`]: after each change in debug builds.
 //! 1. The owners' plugged blocks add up to the bits set in the map, each partition's in its extents.
 //! 2. Extents are inside the partition area, disjoint, as the partitions say, and at most
 //!    [`Partition::MAX_EXTENTS`] for one partition.
@@ -44,17 +45,13 @@ mod guest;
 mod host;
 mod place;
 mod plan;
-mod snapshot;
 
 use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
 
 pub use check::Broken;
 pub use guest::{Answer, PlugState, Refusal};
 pub use host::{HostError, Removal, Resize};
 pub use plan::{Plug, Unplug};
-pub use snapshot::{PartitionRecord, RangeRecord, RestoreError, Snapshot};
 
 use crate::Bytes;
 use crate::blocks::{BlockIndex, BlockRange, Blocks, Geometry};
@@ -73,8 +70,7 @@ pub enum Owner {
 }
 
 /// How the guest's driver talks to the device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// By address, as virtio-mem is specified; also before the driver has negotiated anything.
     #[default]
@@ -233,12 +229,6 @@ impl Partitioner {
     /// Who owns a block. O(log extents).
     pub fn owner_of(&self, block: BlockIndex) -> Owner {
         self.owners.of(block).map_or(Owner::Shared, Owner::Partition)
-    }
-
-    /// The plugged runs of the whole region, ascending: what must be accessible to the guest.
-    /// O(region): for restoring, not for guests' requests.
-    pub fn plugged_runs(&self) -> impl Iterator<Item = BlockRange> + '_ {
-        self.map.runs(self.geometry().all(), true)
     }
 
     /// The driver has finished negotiating, or was reset (`Plain`). Changes no block (virtio 1.3,

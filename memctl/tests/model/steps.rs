@@ -23,7 +23,6 @@ pub(crate) enum Step {
     Query { from: PickedId, pending: bool },
     AskEvacuation { pick: usize },
     Negotiate { channel: bool },
-    SaveAndRestore,
 }
 
 /// A partition of the ones that are there, or any number.
@@ -119,6 +118,5 @@ pub(crate) fn steps() -> impl Strategy<Value = Step> {
         3 => (ids(), hints()).prop_map(|(id, hint)| Step::Hint { id, hint }),
         3 => (ids(), any::<bool>()).prop_map(|(from, pending)| Step::Query { from, pending }),
         2 => any::<bool>().prop_map(|channel| Step::Negotiate { channel }),
-        2 => Just(Step::SaveAndRestore),
     ]
 }

@@ -328,3 +328,11 @@ fn preparation_is_a_wish_of_at_most_the_region() {
     memory.prepare(Blocks::new(65));
     assert_eq!(memory.prepared_size(), Bytes::mib(128));
 }
+
+#[test]
+fn the_generation_and_numbers_wrap() {
+    let mut memory = channel();
+    (memory.generation, memory.next_id) = (u32::MAX, u32::MAX);
+    assert_eq!(add(&mut memory, "last", 1), PartitionId(u32::MAX));
+    assert_eq!(memory.generation(), 0);
+}

@@ -1,9 +1,9 @@
 //! Outcomes, one test each. Random sequences are in `tests/model.rs`.
 
 mod channel;
+mod check;
 mod host;
 mod plain;
-mod snapshot;
 
 use std::time::Duration;
 

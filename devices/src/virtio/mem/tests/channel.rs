@@ -164,24 +164,6 @@ fn a_request_of_the_drivers_own_interrupts_nobody() {
     assert_eq!(rig.config_interrupts(), interrupts);
 }
 
-#[test]
-fn part_gen_wraps() {
-    let mut rig = Rig::channel();
-    let id = rig.taken("fn-1", 8);
-    let wrapped = rig.handle.shared().wish(|partitioner, _| {
-        let mut snapshot = partitioner.snapshot();
-        snapshot.generation = u32::MAX;
-        *partitioner = Partitioner::restore(*partitioner.layout(), &snapshot)?;
-        Ok::<_, memctl::RestoreError>(())
-    });
-    wrapped.unwrap();
-    assert_eq!(rig.part_gen(), u32::MAX);
-    let before = rig.config_interrupts();
-    rig.handle.remove_partition(id).unwrap();
-    assert_eq!((rig.part_gen(), rig.config_interrupts()), (0, before + 1));
-    assert_eq!(rig.query(0, PENDING).unwrap().id, id);
-}
-
 // Requests.
 
 #[test]
