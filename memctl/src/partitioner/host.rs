@@ -17,6 +17,9 @@ pub enum HostError {
     /// A partition of no blocks; to remove one is another call.
     #[error("a partition has at least one block of {0}")]
     Zero(Bytes),
+    /// More than all blocks that are for partitions.
+    #[error("a partition can have at most {0}")]
+    OverPartitionArea(Bytes),
     /// Another partition has that name.
     #[error("there is a partition {0} already")]
     NameTaken(PartitionName),
@@ -24,7 +27,7 @@ pub enum HostError {
     #[error("there are {0} partitions already, as many as the VM may have")]
     TooManyPartitions(u32),
     /// Too few blocks are free, or in more pieces than a partition may have.
-    #[error("no room for {wanted} in the region, where {free} is free for partitions")]
+    #[error("no room for {wanted} more in the region, where {free} is free for partitions")]
     NoRoom {
         /// What is to be placed.
         wanted: Bytes,
@@ -81,7 +84,7 @@ impl Partitioner {
         host_free: Option<Bytes>,
         watch: &mut Watch<'_>,
     ) -> Result<PartitionId, HostError> {
-        self.require_some(size)?;
+        self.require_possible(size)?;
         if self.find(name.as_str()).is_some() {
             return Err(HostError::NameTaken(name));
         }
@@ -119,7 +122,7 @@ impl Partitioner {
         host_free: Option<Bytes>,
         watch: &mut Watch<'_>,
     ) -> Result<Resize, HostError> {
-        self.require_some(size)?;
+        self.require_possible(size)?;
         let partition = self.partition(id).ok_or(HostError::Unknown(id))?;
         if partition.account.requested == size {
             return Ok(Resize::Unchanged);
@@ -232,9 +235,12 @@ impl Partitioner {
         partitions + self.shared.committed()
     }
 
-    fn require_some(&self, size: Blocks) -> Result<(), HostError> {
+    /// What can never be is refused before what cannot be now.
+    fn require_possible(&self, size: Blocks) -> Result<(), HostError> {
+        let (geometry, most) = (self.geometry(), self.layout.partition_blocks());
         match size {
-            Blocks::ZERO => Err(HostError::Zero(self.geometry().block_size())),
+            Blocks::ZERO => Err(HostError::Zero(geometry.block_size())),
+            _ if size > most => Err(HostError::OverPartitionArea(geometry.bytes(most))),
             _ => Ok(()),
         }
     }

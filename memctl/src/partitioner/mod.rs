@@ -96,9 +96,14 @@ impl Layout {
         Self { geometry, shared_area: geometry.blocks(), max_partitions: 0 }
     }
 
+    /// How many blocks are for partitions.
+    fn partition_blocks(&self) -> Blocks {
+        self.geometry.blocks() - self.shared_area
+    }
+
     /// The blocks that partitions get; `None` when the shared area is all there is.
     fn partition_area(&self) -> Option<BlockRange> {
-        self.geometry.all().tail(self.geometry.blocks() - self.shared_area)
+        self.geometry.all().tail(self.partition_blocks())
     }
 }
 

@@ -75,7 +75,7 @@ impl Pair {
     fn add(&mut self, size: u64, policy: Policy, free: Option<u64>) {
         let name = format!("fn-{}", self.model.names);
         let fits = self.model.partitions.len() < MAX_PARTITIONS as usize
-            && size > 0
+            && self.model.is_possible(size)
             && self.model.admits((0, 0), size, free);
         let place = fits.then(|| self.model.place(size)).flatten();
         let free = free.map(|blocks| Bytes::new(blocks * BLOCK));
@@ -99,7 +99,7 @@ impl Pair {
         let requested = self.model.partitions[&id].requested;
         let same = requested as u64 == size;
         let has = (requested, self.model.plugged_of(Some(id)));
-        let fits = same || size > 0 && self.model.admits(has, size, free);
+        let fits = same || self.model.is_possible(size) && self.model.admits(has, size, free);
         let place = if fits && !same { self.model.place_growth(id, size) } else { None };
         let free = free.map(|blocks| Bytes::new(blocks * BLOCK));
         match self.real.resize(id, Blocks::new(size), free, &mut |_| {}) {

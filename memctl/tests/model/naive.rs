@@ -178,6 +178,11 @@ impl Model {
         }
     }
 
+    /// Whether a partition may ever have `size`.
+    pub(crate) fn is_possible(&self, size: u64) -> bool {
+        (1..=(BLOCKS - self.shared_area) as u64).contains(&size)
+    }
+
     /// Whether the host's wish fits free memory, were an owner that has `requested` and
     /// `plugged` to get `size`.
     pub(crate) fn admits(

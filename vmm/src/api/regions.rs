@@ -154,7 +154,9 @@ impl From<&Partitioner> for RegionReply {
 impl From<HostError> for ApiError {
     fn from(error: HostError) -> Self {
         let kind = match error {
-            HostError::Zero(_) | HostError::OverSharedArea(_) => ErrorKind::Invalid,
+            HostError::Zero(_) | HostError::OverPartitionArea(_) | HostError::OverSharedArea(_) => {
+                ErrorKind::Invalid
+            }
             HostError::Unknown(_) => ErrorKind::NotFound,
             HostError::NameTaken(_)
             | HostError::TooManyPartitions(_)
@@ -233,12 +235,13 @@ mod tests {
         let conflict = ErrorKind::WrongState;
         assert_eq!(add("fn-7", 1), ApiError::new(conflict, "there is a partition fn-7 already"));
         assert_eq!(add("a", 0).kind, ErrorKind::Invalid);
-        assert_eq!(add("a", 1).kind, conflict);
+        assert_eq!(add("a", 385).kind, ErrorKind::Invalid);
+        assert_eq!(add("a", 384).kind, conflict);
         let mut resize =
             |id, size, free| partitioner.resize(id, Blocks::new(size), free, &mut |_| {});
         let kind = |result: Result<_, HostError>| ApiError::from(result.unwrap_err()).kind;
         assert_eq!(kind(resize(PartitionId(99), 1, None)), ErrorKind::NotFound);
-        assert_eq!(kind(resize(id, 1000, None)), conflict);
+        assert_eq!(kind(resize(id, 385, None)), ErrorKind::Invalid);
         assert_eq!(kind(resize(id, 5, Some(Bytes::ZERO))), conflict);
         assert_eq!(kind(partitioner.resize_shared(Blocks::new(129), None)), ErrorKind::Invalid);
     }

@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn what_cannot_be_names_the_field_or_the_partition() {
         let (memory, waiting) = (memory(), Waiting::default());
-        renew(&memory, vec![wish("a", Bytes::mib(4))]);
+        renew(&memory, vec![wish("a", Bytes::mib(4)), wish("c", Bytes::mib(4))]);
         let free = partitions(&memory, &waiting, None);
         let full = partitions(&memory, &waiting, Some(Bytes::mib(6)));
         let resize = |name: &str, size| free.resize(&name.parse().unwrap(), size);
@@ -328,7 +328,12 @@ mod tests {
             (resize("a", Bytes::mib(3)), ErrorKind::Invalid, "size: 3 MiB is not a whole"),
             (resize("a", Bytes::ZERO), ErrorKind::Invalid, "size: a partition has at least"),
             (resize("b", Bytes::mib(2)), ErrorKind::NotFound, "there is no partition b"),
-            (resize("a", Bytes::gib(2)), ErrorKind::WrongState, "no room for 2044 MiB"),
+            (
+                resize("a", Bytes::gib(2)),
+                ErrorKind::Invalid,
+                "size: a partition can have at most 1 GiB",
+            ),
+            (resize("a", Bytes::gib(1)), ErrorKind::WrongState, "no room for 1020 MiB more"),
             (
                 full.resize(&"a".parse().unwrap(), Bytes::mib(8)),
                 ErrorKind::WrongState,

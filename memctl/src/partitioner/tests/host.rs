@@ -218,7 +218,12 @@ fn impossible_wishes_are_refused_and_change_nothing() {
     let (zero, one) = (Blocks::ZERO, Blocks::new(1));
     assert_eq!(refused(&mut memory, "fn-2", 0, None), HostError::Zero(Bytes::mib(2)));
     assert!(matches!(refused(&mut memory, "fn-1", 1, None), HostError::NameTaken(_)));
-    assert!(matches!(refused(&mut memory, "x", u64::MAX, None), HostError::NoRoom { .. }));
+    let over = HostError::OverPartitionArea(Bytes::mib(128));
+    for too_many in [65, u64::MAX] {
+        assert_eq!(refused(&mut memory, "x", too_many, Some(Bytes::ZERO)), over);
+        let resized = memory.resize(id, Blocks::new(too_many), Some(Bytes::ZERO), &mut |_| {});
+        assert_eq!(resized.as_ref(), Err(&over));
+    }
     assert!(matches!(memory.resize(id, zero, None, &mut |_| {}), Err(HostError::Zero(_))));
     let unknown = Err(HostError::Unknown(nobody));
     assert_eq!(memory.resize(nobody, one, None, &mut |_| {}), unknown);
@@ -232,8 +237,9 @@ fn impossible_wishes_are_refused_and_change_nothing() {
 fn growth_without_room_is_refused() {
     let mut memory = Partitioner::new(layout(60));
     let id = add(&mut memory, "fn-1", 2);
-    let grown = memory.resize(id, Blocks::new(5), None, &mut |_| {});
-    let room = HostError::NoRoom { wanted: Bytes::mib(6), free: Bytes::mib(4) };
+    add(&mut memory, "fn-2", 1);
+    let grown = memory.resize(id, Blocks::new(4), None, &mut |_| {});
+    let room = HostError::NoRoom { wanted: Bytes::mib(4), free: Bytes::mib(2) };
     assert_eq!(grown, Err(room));
     assert_eq!(memory.partition(id).unwrap().account().requested, Blocks::new(2));
 }
@@ -246,7 +252,7 @@ fn there_are_never_more_partitions_than_the_layout_allows() {
     memory.remove(ids[0], &mut |_| {}).unwrap();
     add(&mut memory, "f8", 1);
     let mut none = Partitioner::new(Layout::shared_only(layout(0).geometry));
-    assert_eq!(refused(&mut none, "f0", 1, None), HostError::TooManyPartitions(0));
+    assert_eq!(refused(&mut none, "f0", 1, None), HostError::OverPartitionArea(Bytes::ZERO));
 }
 
 #[test]
