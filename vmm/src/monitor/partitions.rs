@@ -8,9 +8,11 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use devices::sync::lock;
-use devices::virtio::mem::{MemHandle, PartitionView};
+use devices::virtio::mem::{MemError, MemHandle, PartitionView};
 use log::error;
-use memctl::{Bytes, Cookie, PartitionId, PartitionName, PartitionState, Policy, Resize};
+use memctl::{
+    Bytes, Cookie, HostError, PartitionId, PartitionName, PartitionState, Policy, Resize,
+};
 
 use super::memory::refused;
 use crate::api::{
@@ -90,27 +92,19 @@ impl Home for Partitions<'_> {
         let partition = self.find(name)?;
         let resized =
             self.memory.resize_partition(partition.id, size, (self.host_free)(PARTITIONS_ID));
-        match resized.map_err(refused("size"))? {
+        // The guest may have given it back since it was found.
+        let resized = resized.map_err(|error| match error {
+            MemError::Refused(HostError::Unknown(_)) => unknown(name),
+            other => refused("size")(other),
+        })?;
+        match resized {
             Resize::Unchanged => Ok(Reply::Done),
             Resize::Changed => Ok(self.shown(&partition)),
         }
     }
 
     fn remove(&self, removal: &Removal) -> Result<Reply, ApiError> {
-        let partition = self.find(&removal.name)?;
-        // First the promise, then the wish: the guest may be quick.
-        let pending = self.waiting.add(removal, partition.id);
-        if removal.evacuate {
-            self.memory.ask_evacuation(partition.id).map_err(refused("id"))?;
-        }
-        self.memory.remove_partition(partition.id).map_err(refused("id"))?;
-        if let Some(pending) = pending {
-            return Ok(Reply::Pending(pending));
-        }
-        match self.memory.find_partition(removal.name.as_str()) {
-            Some(left) if left.id == partition.id => Err(still_there(&left)),
-            _ => Ok(gone(&partition)),
-        }
+        self.ask_back(removal, &self.find(&removal.name)?)
     }
 
     fn removal_outcome(&self, name: &PartitionName) -> Result<Reply, ApiError> {
@@ -122,6 +116,23 @@ impl Home for Partitions<'_> {
 impl Partitions<'_> {
     fn find(&self, name: &PartitionName) -> Result<PartitionView, ApiError> {
         self.memory.find_partition(name.as_str()).ok_or_else(|| unknown(name))
+    }
+
+    /// Wants back a partition that was found a moment ago: the guest may have given it back since.
+    fn ask_back(&self, removal: &Removal, found: &PartitionView) -> Result<Reply, ApiError> {
+        // First the promise, then the wish: the guest may be quick.
+        let pending = self.waiting.add(removal, found.id);
+        let moved = if removal.evacuate { self.memory.ask_evacuation(found.id) } else { Ok(()) };
+        match moved.and_then(|()| self.memory.remove_partition(found.id)) {
+            Ok(_) | Err(MemError::Refused(HostError::Unknown(_))) => {}
+            Err(error) => return Err(refused("id")(error)),
+        }
+        match self.memory.find_partition(removal.name.as_str()) {
+            Some(left) if left.id == found.id => {
+                pending.map(Reply::Pending).ok_or_else(|| still_there(&left))
+            }
+            _ => Ok(self.waiting.answer_gone(pending, found)),
+        }
     }
 
     /// A partition as it is now, or as it was when it is gone by now.
@@ -153,10 +164,10 @@ pub(super) fn wanted_again(name: &PartitionName) -> ApiError {
     ApiError::new(ErrorKind::WrongState, text)
 }
 
-/// A partition that went without waiting, as it was last.
-pub(super) fn gone(last: &PartitionView) -> Reply {
-    let state = PartitionState::Absent;
-    Reply::Partition(PartitionReply { state, size: 0, ..last.into() }.into())
+/// A partition that has gone, as it was last; `waited` for it, where somebody did.
+fn gone(last: &PartitionView, waited: Option<Duration>) -> Reply {
+    let (state, removal_us) = (PartitionState::Absent, waited.map(micros));
+    Reply::Partition(PartitionReply { state, size: 0, removal_us, ..last.into() }.into())
 }
 
 /// The partitions that are wanted, for a fresh machine: those that are to go have gone.
@@ -253,13 +264,19 @@ impl Waiting {
         Some(pending)
     }
 
-    fn answer(&self, gone: &PartitionView) {
-        let is_its = |waiter: &mut Waiter| (&waiter.name, waiter.id) == (&gone.name, gone.id);
+    /// The answer to a removal that left nothing of a partition. One that went before the promise
+    /// of `pending` was made had nobody to tell, so that is kept here.
+    pub(super) fn answer_gone(&self, pending: Option<Pending>, last: &PartitionView) -> Reply {
+        let Some(pending) = pending else { return gone(last, None) };
+        self.answer(last);
+        Reply::Pending(pending)
+    }
+
+    fn answer(&self, last: &PartitionView) {
+        let is_its = |waiter: &mut Waiter| (&waiter.name, waiter.id) == (&last.name, last.id);
         let its = self.lock().extract_if(.., is_its).collect::<Vec<_>>();
         for Waiter { since, promise, .. } in its {
-            let removal_us = Some(micros(since.elapsed()));
-            let reply = PartitionReply { removal_us, ..gone.into() };
-            promise.keep(Ok(Reply::Partition(reply.into())));
+            promise.keep(Ok(gone(last, Some(since.elapsed()))));
         }
     }
 
@@ -381,6 +398,39 @@ mod tests {
             assert!(reply.id == "a" && reply.removal_us.is_some());
         }
         assert!(waiting.lock().is_empty());
+    }
+
+    /// The guest gives a partition back by itself when its function ends.
+    #[test]
+    fn a_partition_that_went_just_before_it_was_asked_back_is_gone() {
+        let (memory, waiting) = (memory(), Waiting::default());
+        renew(&memory, vec![wish("a", Bytes::mib(4))]);
+        let partitions = partitions(&memory, &waiting, None);
+        let found = memory.partitions().remove(0);
+        memory.remove_partition(found.id).unwrap();
+        let Reply::Partition(reply) = partitions.ask_back(&removal("a", 0), &found).unwrap() else {
+            panic!("no partition")
+        };
+        assert_eq!((reply.state, reply.removal_us), (PartitionState::Absent, None));
+        let Reply::Pending(pending) = partitions.ask_back(&removal("a", 1), &found).unwrap() else {
+            panic!("not waited for")
+        };
+        let Ok(Reply::Partition(reply)) = pending.wait(&Nobody) else { panic!("no partition") };
+        assert!(reply.state == PartitionState::Absent && reply.removal_us.is_some());
+    }
+
+    #[test]
+    fn a_partition_that_went_just_before_it_was_resized_is_unknown_by_its_name() {
+        let (memory, waiting) = (memory(), Waiting::default());
+        renew(&memory, vec![wish("a", Bytes::mib(4))]);
+        let went = |_: &str| {
+            memory.remove_partition(memory.partitions()[0].id).unwrap();
+            None
+        };
+        let host_free = Box::new(went);
+        let partitions = Partitions { memory: &memory, waiting: &waiting, host_free };
+        let resized = partitions.resize(&"a".parse().unwrap(), Bytes::mib(8));
+        assert_eq!(problem(resized), (ErrorKind::NotFound, "there is no partition a".to_owned()));
     }
 
     #[test]

@@ -23,9 +23,7 @@ use log::error;
 use memctl::{Bytes, Counters, Hints, PartitionId, PartitionName, PartitionState, Resize};
 
 use super::memory::refused;
-use super::partitions::{
-    Home, HostFree, Removal, Waiting, Wish, changed, gone, unknown, wanted_again,
-};
+use super::partitions::{Home, HostFree, Removal, Waiting, Wish, changed, unknown, wanted_again};
 use crate::api::{ApiError, ErrorKind, EventMonitor, ExtentReply, PartitionReply, Reply};
 use crate::machine::spec::{MemDevice, Role, Spec};
 
@@ -233,26 +231,8 @@ impl Home for Slots<'_> {
 
     fn remove(&self, removal: &Removal) -> Result<Reply, ApiError> {
         let name = &removal.name;
-        let (slot, view) = self.table.find(name).ok_or_else(|| unknown(name))?;
-        let again = view.requested == Bytes::ZERO;
-        let pending = self.waiting.add(removal, view.id);
-        self.ask(slot, Bytes::ZERO, None)?;
-        if again && pending.is_some() {
-            let (_, memory) = self.slots[slot];
-            memory.remind();
-        }
-        if let Some(pending) = pending {
-            return Ok(Reply::Pending(pending));
-        }
-        match self.table.find(name) {
-            Some((_, left)) => {
-                if again {
-                    self.tell_stuck(slot);
-                }
-                Err(self.not_back(slot, &left))
-            }
-            None => Ok(gone(&view)),
-        }
+        let (slot, found) = self.table.find(name).ok_or_else(|| unknown(name))?;
+        self.ask_back(removal, slot, &found)
     }
 
     fn removal_outcome(&self, name: &PartitionName) -> Result<Reply, ApiError> {
@@ -321,6 +301,35 @@ impl Slots<'_> {
             }
         };
         Err(ApiError::new(ErrorKind::WrongState, text))
+    }
+
+    /// Wants back a partition that was found a moment ago: the guest may have given it back since.
+    fn ask_back(
+        &self,
+        removal: &Removal,
+        slot: usize,
+        found: &PartitionView,
+    ) -> Result<Reply, ApiError> {
+        let again = found.requested == Bytes::ZERO;
+        let pending = self.waiting.add(removal, found.id);
+        self.ask(slot, Bytes::ZERO, None)?;
+        let Some((_, left)) = self.table.find(&removal.name) else {
+            return Ok(self.waiting.answer_gone(pending, found));
+        };
+        match pending {
+            Some(pending) => {
+                if again {
+                    self.slots[slot].1.remind();
+                }
+                Ok(Reply::Pending(pending))
+            }
+            None => {
+                if again {
+                    self.tell_stuck(slot);
+                }
+                Err(self.not_back(slot, &left))
+            }
+        }
     }
 
     /// A removal was asked for again, or its patience is over, and the guest has not given it all.

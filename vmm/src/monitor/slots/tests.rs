@@ -235,6 +235,24 @@ fn a_partition_that_nobody_has_taken_goes_at_once() {
     assert_eq!(rig.states(), []);
 }
 
+/// The last of it comes back while a client asks for it again: nothing will change any more.
+#[test]
+fn a_slot_that_emptied_just_before_it_was_asked_back_again_is_gone() {
+    let rig = Rig::new();
+    rig.slots().add(wish("a", 2)).unwrap();
+    rig.plugs(0, 2);
+    rig.slots().remove(&removal("a", 0)).unwrap_err();
+    let (slot, found) = rig.listeners.slots.find(&"a".parse().unwrap()).unwrap();
+    rig.plugs(0, 0);
+    let slots = rig.slots();
+    assert_eq!(shown(slots.ask_back(&removal("a", 0), slot, &found)).removal_us, None);
+    let Reply::Pending(pending) = slots.ask_back(&removal("a", 1), slot, &found).unwrap() else {
+        panic!("not waited for")
+    };
+    let gone = shown(pending.wait(&Nobody));
+    assert!(gone.state == PartitionState::Absent && gone.removal_us.is_some());
+}
+
 /// The guest gave all back before another size was wanted, and that is told only now.
 #[test]
 fn an_old_message_does_not_free_a_slot_that_is_wanted() {
