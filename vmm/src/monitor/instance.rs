@@ -276,7 +276,7 @@ impl Instance {
         let machine = self.machine.as_ref();
         let devices = machine.map(Machine::devices).unwrap_or_default();
         let memory = devices.iter().filter_map(|device| device.memory.as_ref());
-        let plugged: u64 = memory.map(|memory| memory.sizes().plugged.as_u64()).sum();
+        let plugged: u64 = memory.map(|memory| memory.plugged().as_u64()).sum();
         InfoReply {
             config: self.config.clone(),
             state: self.state(),

@@ -26,13 +26,6 @@ pub enum MemError {
     Refused(#[from] HostError),
 }
 
-/// The sizes of a device at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// What the guest has.
-    pub plugged: Bytes,
-}
-
 /// What is known of a guest-physical address in the region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockView {
@@ -70,9 +63,9 @@ impl MemHandle {
         self.shared.look(look)
     }
 
-    /// All sizes, of one moment.
-    pub fn sizes(&self) -> Sizes {
-        Sizes { plugged: self.shared.look(Partitioner::plugged_size) }
+    /// What the guest has.
+    pub fn plugged(&self) -> Bytes {
+        self.shared.look(Partitioner::plugged_size)
     }
 
     /// Wants the shared memory to have `size`.

@@ -43,5 +43,5 @@ mod worker;
 pub use counters::Counters;
 pub use device::Mem;
 pub use event::{MemEvent, Observer, PartitionView};
-pub use handle::{BlockView, MemError, MemHandle, Sizes};
+pub use handle::{BlockView, MemError, MemHandle};
 pub use host::HostBlocks;

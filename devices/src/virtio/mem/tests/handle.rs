@@ -45,7 +45,7 @@ fn sizes_are_those_of_the_configuration_space() {
     add(&rig, "fn-1", 4).unwrap();
     rig.plug(0, 2);
     rig.plug(16, 3);
-    assert_eq!(rig.handle.sizes().plugged, size(5));
+    assert_eq!(rig.handle.plugged(), size(5));
     let fields = [REQUESTED, PLUGGED, USABLE, 24, 0].map(|offset| Size::new(rig.config(offset)));
     assert_eq!(fields, [12, 5, 20, 64, 1].map(size));
 }
