@@ -1,14 +1,12 @@
 //! What most programs make: figures of merit of several contenders, side by side, as a result file,
 //! tables and a picture.
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::Machine;
 use crate::figure::{Colour, Figure, Goal, Panel, Row};
+use crate::output::Output;
 use crate::samples::Samples;
 use crate::table::Table;
 use crate::unit::Unit;
@@ -180,23 +178,16 @@ impl Comparison {
         text
     }
 
-    /// Writes result file, section and picture to `folder`, and the tables to standard output.
+    /// Writes result file, section and picture, and the tables to standard output.
     ///
     /// # Errors
     /// A file can't be written.
-    pub fn publish(&self, folder: &Path) -> Result<()> {
+    pub fn publish(&self, output: &Output) -> Result<()> {
         print!("{}", self.text());
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        for (extension, text) in [
-            ("json", serde_json::to_string_pretty(self)? + "\n"),
-            ("md", self.markdown()),
-            ("svg", self.figure().to_svg()),
-        ] {
-            let path = folder.join(format!("{}.{extension}", self.name));
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-            println!("wrote {}", path.display());
-        }
-        Ok(())
+        let json = serde_json::to_string_pretty(self)? + "\n";
+        output.write(&format!("{}.json", self.name), &json)?;
+        output.write(&format!("{}.md", self.name), &self.markdown())?;
+        output.write(&format!("{}.svg", self.name), &self.figure().to_svg())
     }
 }
 
@@ -251,11 +242,10 @@ mod tests {
 
     #[test]
     fn files_say_how_they_were_made() {
-        let folder = tempfile::tempdir().unwrap();
-        comparison(0.1).publish(folder.path()).unwrap();
-        for file in ["shrink.json", "shrink.md", "shrink.svg"] {
-            let text = fs::read_to_string(folder.path().join(file)).unwrap();
-            assert!(text.contains("cargo xtask bench shrink"), "{file}");
+        let comparison = comparison(0.1);
+        let json = serde_json::to_string(&comparison).unwrap();
+        for text in [json, comparison.markdown(), comparison.figure().to_svg()] {
+            assert!(text.contains("cargo xtask bench shrink"), "{text}");
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod figure;
 pub mod hogs;
 pub mod hugetlb;
 pub mod kvm_stats;
+pub mod output;
 pub mod place;
 pub mod process;
 pub mod qmp;

@@ -65,7 +65,7 @@ enum Command {
     Check,
     /// Show functions come and go in one VM, and their memory with them.
     Demo,
-    /// Run the benchmark programs; NAME picks one.
+    /// Run the benchmark programs; NAME picks one, and takes options of its own after `--`.
     Bench(bench::Options),
 }
 

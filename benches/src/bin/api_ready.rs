@@ -1,11 +1,12 @@
 //! `api_ready`: what it costs to start Tessera, until its API answers.
 //!
 //! No guest and no KVM: it runs on any machine, and says little in the lab, where a program that
-//! starts is first of all a program to be translated. So it is best run directly, see [`COMMAND`].
+//! starts is first of all a program to be translated. So it is best run there: `--here` of `cargo
+//! xtask bench`.
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use benches::facts::Machine;
 use benches::figure::{Colour, Figure, Goal, Panel, Row};
+use benches::output::{Output, command_line};
 use benches::place::Place;
 use benches::process::Process;
 use benches::samples::{Samples, Series};
@@ -24,10 +26,6 @@ use serde::Serialize;
 /// What the project promises: CPU time from exec until the API answers.
 const GOAL_S: f64 = 0.008;
 
-/// How it is run, for the reader of its results.
-const COMMAND: &str = "TESSERA_BIN=target/release/tessera \
-                       cargo run --release --package benches --bin api_ready";
-
 /// Far above any start, even in the lab on a busy host.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -38,9 +36,8 @@ const RETRY: Duration = Duration::from_millis(1);
 #[derive(Parser)]
 #[command(about = "CPU time and time from exec until the API answers vmm.ping")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Starts.
     #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -49,8 +46,8 @@ struct Options {
 /// What `api_ready.json` holds. Times are in seconds.
 #[derive(Serialize)]
 struct Outcome {
-    benchmark: &'static str,
-    command: &'static str,
+    benchmark: String,
+    command: String,
     machine: Machine,
     tessera_file_bytes: u64,
     cpu_s: Samples,
@@ -77,27 +74,19 @@ fn run(options: &Options) -> Result<()> {
         start(&place, &tessera, &mut series)?;
     }
     let outcome = Outcome {
-        benchmark: "api_ready",
-        command: COMMAND,
+        benchmark: options.output.stem("api_ready"),
+        command: command_line(),
         machine: Machine::read(),
         tessera_file_bytes: fs::metadata(&tessera)?.len(),
         cpu_s: series.take("cpu_s")?,
         wall_s: series.take("wall_s")?,
     };
     print!("{}", table(&outcome).to_text());
-    fs::create_dir_all(&options.out)?;
     let json = serde_json::to_string_pretty(&outcome)? + "\n";
-    let files = [
-        ("api_ready.json", json),
-        ("api_ready.md", markdown(&outcome)),
-        ("api_ready.svg", figure(&outcome).to_svg()),
-    ];
-    for (name, text) in files {
-        let path = options.out.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        println!("wrote {}", path.display());
-    }
-    Ok(())
+    let name = &outcome.benchmark;
+    options.output.write(&format!("{name}.json"), &json)?;
+    options.output.write(&format!("{name}.md"), &markdown(&outcome))?;
+    options.output.write(&format!("{name}.svg"), &figure(&outcome).to_svg())
 }
 
 /// Starts Tessera without a VM until its API has answered, and shuts it down.
@@ -136,11 +125,12 @@ fn table(outcome: &Outcome) -> Table {
 fn markdown(outcome: &Outcome) -> String {
     format!(
         "## API ready\n\nMade by `{}`. {} starts without a VM; the binary has {}. {}\n\n\
-         ![from exec until the API answers](results/api_ready.svg)\n\n{}",
+         ![from exec until the API answers](results/{}.svg)\n\n{}",
         outcome.command,
         outcome.cpu_s.n(),
         Unit::Bytes.format(outcome.tessera_file_bytes as f64),
         outcome.machine.describe(),
+        outcome.benchmark,
         table(outcome).to_markdown()
     )
 }
@@ -171,6 +161,6 @@ fn figure(outcome: &Outcome) -> Figure {
             ],
             goal,
         }],
-        command: outcome.command.to_owned(),
+        command: outcome.command.clone(),
     }
 }

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Elastic, Guest, MIB, Monitor};
 use benches::facts::Machine;
+use benches::output::{Output, command_line};
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::unit::Unit;
@@ -31,9 +32,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 #[derive(Parser)]
 #[command(about = "Page faults in a partition and outside")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// How often each guest is booted.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -104,7 +104,7 @@ fn run(options: &Options) -> Result<()> {
         }
         eprintln!("{} of {} rounds", round + 1, options.runs);
     }
-    report(measured, options, &guest.kernel_release()?)?.publish(&options.out)
+    report(measured, options, &guest.kernel_release()?)?.publish(&options.output)
 }
 
 /// Has each of `sources` give pages to each number of threads, in turn.
@@ -169,14 +169,14 @@ fn report(measured: Measured, options: &Options, release: &str) -> Result<Compar
         Merit::new(&title, Unit::Seconds, entries).promised(Source::Beside.name(), 1.02)
     };
     Ok(Comparison {
-        name: "faults".into(),
+        name: options.output.stem("faults"),
         title: "Page faults in a partition and outside".into(),
         how: format!(
             "{} boots of each guest and {} rounds in each, in turn; same kernel (Linux {release}), \
              1 vCPU; time for all pages.",
             options.runs, options.rounds
         ),
-        command: "cargo xtask bench faults".into(),
+        command: command_line(),
         machine: Machine::read(),
         merits: merits.into_iter().map(merit).collect(),
     })

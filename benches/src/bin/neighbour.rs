@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use anyhow::{Context, Result};
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Elastic, Guest, MIB};
 use benches::facts::Machine;
+use benches::output::{Output, command_line};
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::scene::{Functions, Scene};
@@ -38,9 +38,8 @@ const WAYS: [Way; 2] = [Way::Partition, Way::Stock];
 #[derive(Parser)]
 #[command(about = "A function's latency while the memory of others is taken back")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Guests of each kind.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -87,7 +86,7 @@ fn run(options: &Options) -> Result<()> {
         }
         eprintln!("{} of {} rounds", round + 1, options.runs);
     }
-    report(&measured, options, &base.kernel_release()?)?.publish(&options.out)
+    report(&measured, options, &base.kernel_release()?)?.publish(&options.output)
 }
 
 /// The neighbour's latency with nothing else going on, and while memory is taken back.
@@ -151,7 +150,7 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
     };
     let p99 = merit("99th percentile of a request's time", |latency| latency.p99)?;
     Ok(Comparison {
-        name: "neighbour".into(),
+        name: options.output.stem("neighbour"),
         title: "A function's requests while others' memory is taken back".into(),
         how: format!(
             "{} guests of each kind, in turn; same kernel (Linux {release}), 1 vCPU; a request \
@@ -159,7 +158,7 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
              stays in the way.",
             options.runs, options.seconds, options.size
         ),
-        command: "cargo xtask bench neighbour --cpus 2".into(),
+        command: command_line(),
         machine: Machine::read(),
         merits: vec![
             p99.promised(&name(Way::Partition, false), 1.05),

@@ -8,7 +8,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use anyhow::Result;
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Elastic, Guest, MIB, Monitor, Timing};
 use benches::facts::Machine;
+use benches::output::{Output, command_line};
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::unit::Unit;
@@ -32,9 +32,8 @@ const DETAILED: u64 = 1024;
 #[derive(Parser)]
 #[command(about = "Memory for a function that is to start, by size and by way")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Guests of each kind.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -111,7 +110,7 @@ fn run(options: &Options) -> Result<()> {
         }
         eprintln!("{round} of {} rounds", options.runs);
     }
-    report(&measured, options, &base.kernel_release()?)?.publish(&options.out)
+    report(&measured, options, &base.kernel_release()?)?.publish(&options.output)
 }
 
 type Plugs = Vec<((u64, Way), Plug)>;
@@ -190,14 +189,14 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
         merits.push(merit(&name, DETAILED, |plug| Some(plug.guest?.guest()))?);
     }
     Ok(Comparison {
-        name: "plug".into(),
+        name: options.output.stem("plug"),
         title: "A function starts: memory for it".into(),
         how: format!(
             "{} guests of each kind, in turn; same kernel (Linux {release}), 1 vCPU. Time from the \
              wish until the monitor says that the guest has the memory.",
             options.runs
         ),
-        command: "cargo xtask bench plug".into(),
+        command: command_line(),
         machine: Machine::read(),
         merits,
     })

@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -15,6 +14,7 @@ use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Guest, MIB, Monitor};
 use benches::facts::Machine;
 use benches::hugetlb::Kept;
+use benches::output::{Output, command_line};
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::scene::{Functions, Release, Scene};
@@ -37,9 +37,8 @@ const DETAILED_GOALS: [(Way, f64); 2] = [(Way::Stock, 0.01), (Way::Node, 0.11)];
 #[derive(Parser)]
 #[command(about = "The end of a function, and its memory back on the host, by size and by way")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Guests of each way and size.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -105,7 +104,7 @@ fn run(options: &Options) -> Result<()> {
             eprintln!("{mib} MiB: {} of {} rounds", round + 1, options.runs);
         }
     }
-    report(&measured, options, &base.kernel_release()?)?.publish(&options.out)
+    report(&measured, options, &base.kernel_release()?)?.publish(&options.output)
 }
 
 /// The releases of one guest.
@@ -168,7 +167,7 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
         merits.extend(merit(measured, &view)?);
     }
     Ok(Comparison {
-        name: "reclaim".into(),
+        name: options.output.stem("reclaim"),
         title: "A function ends: its memory back on the host".into(),
         how: format!(
             "{} guests of each kind and size, in turn; same kernel (Linux {release}), 1 vCPU, huge \
@@ -176,7 +175,7 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
              from the wish until the host has the memory.",
             options.runs
         ),
-        command: "cargo xtask bench reclaim".into(),
+        command: command_line(),
         machine: Machine::read(),
         merits,
     })

@@ -1,7 +1,8 @@
 //! `release_cost`: what the monitor's part of a release costs beside the bare system call that
 //! frees the same memory.
 //!
-//! No guest and no KVM: memory of a virtio-mem region is opened, touched page by page and released
+//! No guest and no KVM, so it is best run on a machine that is not emulated: `--here` of `cargo
+//! xtask bench`. Memory of a virtio-mem region is opened, touched page by page and released
 //! as a guest's request would have it released; next to it an ordinary anonymous mapping of the
 //! same size is touched in the same way and unmapped. Both in turn, with small and with huge pages.
 //! Meanwhile another thread asks the kernel for other pages of this process, as a vCPU does that
@@ -10,7 +11,6 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::MIB;
 use benches::facts::Machine;
+use benches::output::{Output, command_line};
 use benches::samples::Samples;
 use benches::unit::Unit;
 use clap::Parser;
@@ -60,9 +61,8 @@ struct Cost {
 #[derive(Parser)]
 #[command(about = "Freeing memory on the host: a release against the bare system call")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// How often each is measured.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -102,14 +102,14 @@ fn run(options: &Options) -> Result<()> {
         }
     }
     let comparison = Comparison {
-        name: "release_cost".into(),
+        name: options.output.stem("release_cost"),
         title: "The host's part of a release".into(),
         how: format!("Medians of {} runs each, in turn; every page touched.", options.runs),
-        command: "cargo xtask bench release_cost".into(),
+        command: command_line(),
         machine: Machine::read(),
         merits,
     };
-    comparison.publish(&options.out)
+    comparison.publish(&options.output)
 }
 
 /// The costs of both, one run of each to warm up.

@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -15,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Guest, MIB};
 use benches::facts::Machine;
+use benches::output::{Output, command_line};
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::scene::{Functions, Release, Scene};
@@ -33,9 +33,8 @@ const WAYS: [Way; 3] = [Way::Partition, Way::Node, Way::Stock];
 #[derive(Parser)]
 #[command(about = "A function's memory back, by how much of the rest is in use")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Guests of each way and utilisation.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -71,7 +70,7 @@ fn run(options: &Options) -> Result<()> {
         }
         eprintln!("{} of {} rounds", round + 1, options.runs);
     }
-    report(&measured, options, &base.kernel_release()?)?.publish(&options.out)
+    report(&measured, options, &base.kernel_release()?)?.publish(&options.output)
 }
 
 /// Kills all functions but the last `left`, and takes the memory of the first one back.
@@ -105,7 +104,7 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
     let title = "100 % of the rest in use: pages moved by the guest".to_owned();
     merits.push(merit(title, FUNCTIONS - 1, |release| release.migrated as f64)?);
     Ok(Comparison {
-        name: "utilisation".into(),
+        name: options.output.stem("utilisation"),
         title: "Memory back, by how much of the rest is in use".into(),
         how: format!(
             "{} guests of each way and utilisation, in turn; same kernel (Linux {release}), 1 vCPU; \
@@ -113,7 +112,7 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
              host has the memory.",
             options.runs, options.size
         ),
-        command: "cargo xtask bench utilisation".into(),
+        command: command_line(),
         machine: Machine::read(),
         merits,
     })

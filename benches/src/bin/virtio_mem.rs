@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Elastic, Guest, MIB, Monitor};
 use benches::facts::Machine;
 use benches::hogs::Hogs;
+use benches::output::{Output, command_line};
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::unit::Unit;
@@ -36,9 +36,8 @@ const MONITORS: [(Monitor, &str); 2] = [(Monitor::Tessera, "Tessera"), (Monitor:
 #[derive(Parser)]
 #[command(about = "Growing and shrinking a stock guest, against QEMU")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Guests of each monitor.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -99,7 +98,7 @@ fn run(options: &Options) -> Result<()> {
         }
         eprintln!("{round} of {} rounds", options.runs);
     }
-    report(measured, options.runs, &guest.kernel_release()?)?.publish(&options.out)
+    report(measured, options, &guest.kernel_release()?)?.publish(&options.output)
 }
 
 /// Grows and shrinks an idle guest by `size`, then a loaded one.
@@ -123,7 +122,7 @@ fn measure(
     Ok(())
 }
 
-fn report(measured: Measured, runs: u32, release: &str) -> Result<Comparison> {
+fn report(measured: Measured, options: &Options, release: &str) -> Result<Comparison> {
     let mut merits: BTreeMap<(u64, Step), Vec<Entry>> = BTreeMap::new();
     for ((mib, step, index), values) in measured {
         let entry = Entry { name: MONITORS[index].1.to_owned(), samples: Samples::new(values)? };
@@ -133,14 +132,15 @@ fn report(measured: Measured, runs: u32, release: &str) -> Result<Comparison> {
         Merit::new(&step.describe(mib), Unit::Seconds, entries).promised(MONITORS[1].1, 1.0)
     };
     Ok(Comparison {
-        name: "virtio_mem".into(),
+        name: options.output.stem("virtio_mem"),
         title: "A stock guest grows and shrinks".into(),
         how: format!(
-            "Medians of {runs} guests each, in turn; same kernel (Linux {release}), 1 vCPU, 512 MiB \
+            "Medians of {} guests each, in turn; same kernel (Linux {release}), 1 vCPU, 512 MiB \
              at boot, blocks of 2 MiB. Time from the wish until the monitor says that the guest has \
-             the size."
+             the size.",
+            options.runs
         ),
-        command: "cargo xtask bench virtio_mem".into(),
+        command: command_line(),
         machine: Machine::read(),
         merits: merits.into_iter().map(merit).collect(),
     })

@@ -12,12 +12,13 @@ mod outcome;
 mod report;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use benches::facts::{Machine, kernel_release};
 use benches::kvm_stats;
+use benches::output::{Output, command_line};
 use benches::place::Place;
 use clap::Parser;
 
@@ -31,9 +32,8 @@ const MIB: u64 = 1 << 20;
 #[derive(Parser)]
 #[command(about = "Time from exec to init and to power off, and the monitor's own cost")]
 struct Options {
-    /// Folder for the results.
-    #[arg(long, value_name = "DIR", env = "TESSERA_OUTPUT", default_value = "benches/results")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Boots of each contender.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -74,7 +74,7 @@ fn run(options: &Options) -> Result<()> {
     } else {
         print!("{}", report::text(&outcome));
     }
-    if options.quick { Ok(()) } else { write(&outcome, &options.out) }
+    if options.quick { Ok(()) } else { write(&outcome, &options.output) }
 }
 
 fn measured(options: &Options) -> Result<Outcome> {
@@ -101,8 +101,8 @@ fn measured(options: &Options) -> Result<Outcome> {
         cases.push(Case { vcpus, contenders: bench.run(options.runs, options.idle_runs)? });
     }
     Ok(Outcome {
-        benchmark: "boot".to_owned(),
-        command: "cargo xtask bench boot".to_owned(),
+        benchmark: options.output.stem("boot"),
+        command: command_line(),
         machine,
         guest_kernel: kernel_release(&image).unwrap_or_default(),
         guest_memory_bytes: guest.memory_bytes,
@@ -112,17 +112,11 @@ fn measured(options: &Options) -> Result<Outcome> {
 }
 
 /// Writes the result and what is drawn from it.
-fn write(outcome: &Outcome, folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let mut files = vec![
-        ("boot.json".to_owned(), serde_json::to_string_pretty(outcome)? + "\n"),
-        ("boot.md".to_owned(), report::markdown(outcome)),
-    ];
-    files.extend(report::figures(outcome)?);
-    for (name, text) in files {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        println!("wrote {}", path.display());
-    }
-    Ok(())
+fn write(outcome: &Outcome, output: &Output) -> Result<()> {
+    let name = &outcome.benchmark;
+    let json = serde_json::to_string_pretty(outcome)? + "\n";
+    output.write(&format!("{name}.json"), &json)?;
+    output.write(&format!("{name}.md"), &report::markdown(outcome))?;
+    let figures = report::figures(outcome)?;
+    figures.iter().try_for_each(|(name, svg)| output.write(name, svg))
 }

@@ -80,10 +80,11 @@ pub(crate) fn text(outcome: &Outcome) -> String {
 /// The tables as Markdown, with the figures and the command lines.
 pub(crate) fn markdown(outcome: &Outcome) -> String {
     let mut text = format!(
-        "## Boot\n\nMade by `{}`. {}\n\n![exec to init and to power off](results/boot.svg)\n\n\
-         ![what the monitor costs](results/boot-cost.svg)\n",
+        "## Boot\n\nMade by `{}`. {}\n\n![exec to init and to power off](results/{name}.svg)\n\n\
+         ![what the monitor costs](results/{name}-cost.svg)\n",
         outcome.command,
-        conditions(outcome)
+        conditions(outcome),
+        name = outcome.benchmark,
     );
     for case in &outcome.cases {
         text += &format!("\n### {}\n\n{}", heading(outcome, case), table(case).to_markdown());
@@ -115,7 +116,8 @@ pub(crate) fn figures(outcome: &Outcome) -> Result<Vec<(String, String)>> {
         panels: cost_panels(case)?,
         command: outcome.command.clone(),
     };
-    Ok(vec![("boot.svg".to_owned(), time.to_svg()), ("boot-cost.svg".to_owned(), cost.to_svg())])
+    let name = |kind: &str| format!("{}{kind}.svg", outcome.benchmark);
+    Ok(vec![(name(""), time.to_svg()), (name("-cost"), cost.to_svg())])
 }
 
 /// How it was measured, in one paragraph.
