@@ -11,6 +11,9 @@ use crate::samples::Samples;
 use crate::table::Table;
 use crate::unit::Unit;
 
+/// From so many samples on, tables have the 99th percentile.
+const TAILED: usize = 100;
+
 /// One run of a program.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Comparison {
@@ -50,13 +53,83 @@ pub struct Entry {
     pub samples: Samples,
 }
 
-/// A promise about ours, the first entry.
+/// A promise about one contender.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Promise {
-    /// The contender it is about.
+    /// The contender that keeps it.
+    pub of: String,
+    /// The contender that it is held against.
     pub base: String,
-    /// At most so many times its median.
+    /// At most so many times what that one has.
     pub ratio: f64,
+    /// How both are compared.
+    pub judge: Judge,
+}
+
+/// How two contenders are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Judge {
+    /// By their medians.
+    Medians,
+    /// By the median of their ratios, round by round: both were measured next to each other in
+    /// each, so that what slows the machine down slows both.
+    Rounds,
+    /// By their 99th percentiles.
+    Tails,
+}
+
+/// What became of a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is kept, whatever the spread.
+    Met,
+    /// It is not, whatever the spread.
+    NotMet,
+    /// What was measured spreads too much to say.
+    WithinSpread,
+}
+
+/// How many times the other's what one contender has is, and between which values that lies 19
+/// times in 20.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    ratio: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Judge {
+    fn hold(self, ours: &Samples, base: &Samples) -> Option<Held> {
+        const TAIL: f64 = 0.99;
+        match self {
+            Self::Medians => {
+                let ratio = ours.median() / base.median();
+                Some(Held { ratio, low: ratio, high: ratio })
+            }
+            Self::Rounds => {
+                let rounds = ours.values().iter().zip(base.values());
+                let ratios = Samples::new(rounds.map(|(ours, base)| ours / base).collect()).ok()?;
+                let (low, high) = ratios.interval(0.5);
+                Some(Held { ratio: ratios.median(), low, high })
+            }
+            Self::Tails => {
+                let ratio = ours.quantile(TAIL) / base.quantile(TAIL);
+                let ((low, high), (least, most)) = (ours.interval(TAIL), base.interval(TAIL));
+                Some(Held { ratio, low: low / most, high: high / least })
+            }
+        }
+    }
+}
+
+impl Verdict {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::NotMet => "not met",
+            Self::WithinSpread => "within the spread",
+        }
+    }
 }
 
 impl Merit {
@@ -65,10 +138,18 @@ impl Merit {
         Self { name: name.to_owned(), unit, entries, goals: Vec::new() }
     }
 
-    /// Ours is to be at most `ratio` times the median of `base`.
+    /// The median of ours, the first entry, is to be at most `ratio` times that of `base`.
     #[must_use]
-    pub fn promised(mut self, base: &str, ratio: f64) -> Self {
-        self.goals.push(Promise { base: base.to_owned(), ratio });
+    pub fn promised(self, base: &str, ratio: f64) -> Self {
+        let of = self.entries.first().map(|entry| entry.name.clone()).unwrap_or_default();
+        self.judged(&of, base, ratio, Judge::Medians)
+    }
+
+    /// `of` is to be at most `ratio` times `base`, as `judge` compares them.
+    #[must_use]
+    pub fn judged(mut self, of: &str, base: &str, ratio: f64, judge: Judge) -> Self {
+        let (of, base) = (of.to_owned(), base.to_owned());
+        self.goals.push(Promise { of, base, ratio, judge });
         self
     }
 
@@ -78,20 +159,24 @@ impl Merit {
         (ours > 0.0).then(|| entry.samples.median() / ours)
     }
 
-    /// Whether all promises are kept; `None` without one.
-    pub fn kept(&self) -> Option<bool> {
-        let kept: Vec<bool> = self.goals.iter().filter_map(|goal| self.keeps(goal)).collect();
-        (!kept.is_empty()).then(|| kept.into_iter().all(|kept| kept))
+    /// What became of the promises whose contenders were measured.
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        self.goals.iter().filter_map(|goal| Some(goal.verdict(self.held(goal)?))).collect()
     }
 
-    fn keeps(&self, promise: &Promise) -> Option<bool> {
-        Some(self.entries.first()?.samples.median() <= self.limit(promise)?)
+    fn samples(&self, name: &str) -> Option<&Samples> {
+        self.entries.iter().find(|entry| entry.name == name).map(|entry| &entry.samples)
     }
 
-    /// The most that ours may be, where the contender was measured.
+    fn held(&self, promise: &Promise) -> Option<Held> {
+        promise.judge.hold(self.samples(&promise.of)?, self.samples(&promise.base)?)
+    }
+
+    /// Where the bar of ours may end, if the promise is about its length.
     fn limit(&self, promise: &Promise) -> Option<f64> {
-        let base = self.entries.iter().find(|entry| entry.name == promise.base)?;
-        Some(base.samples.median() * promise.ratio)
+        let ours = self.entries.first()?;
+        let about_bars = promise.judge != Judge::Tails && promise.of == ours.name;
+        about_bars.then_some(self.samples(&promise.base)?.median() * promise.ratio)
     }
 
     fn panel(&self) -> Panel {
@@ -111,16 +196,58 @@ impl Merit {
         Panel { title: self.name.clone(), unit: self.unit, rows, goal }
     }
 
-    /// Whether a promise is kept, in words.
-    fn verdict(&self, promise: &Promise) -> Option<String> {
-        let met = if self.keeps(promise)? { "met" } else { "not met" };
-        Some(format!("; goal {} x {}: {met}", promise.ratio, promise.base))
+    fn table(&self) -> Table {
+        let tails = self.entries.iter().any(|entry| entry.samples.n() >= TAILED);
+        let mut headings = vec!["", "median", "middle half", "all", "n", "times ours"];
+        headings.extend(tails.then_some("99th percentile"));
+        let mut table = Table::new(&headings);
+        for (index, entry) in self.entries.iter().enumerate() {
+            let value = |value| self.unit.format(value);
+            let samples = &entry.samples;
+            table.row([
+                entry.name.clone(),
+                value(samples.median()),
+                format!("{} .. {}", value(samples.p25()), value(samples.p75())),
+                format!("{} .. {}", value(samples.min()), value(samples.max())),
+                samples.n().to_string(),
+                self.note(index, entry),
+                value(samples.quantile(0.99)),
+            ]);
+        }
+        table
+    }
+
+    /// What became of a promise, in words.
+    fn outcome(&self, promise: &Promise) -> Option<String> {
+        let Promise { of, base, ratio, judge } = promise;
+        let held = self.held(promise)?;
+        let ours = self.entries.first().is_some_and(|entry| entry.name == *of);
+        let who = if ours { "goal".to_owned() } else { format!("goal for {of}:") };
+        let part = if *judge == Judge::Tails { " in the 99th percentile" } else { "" };
+        let found = match judge {
+            Judge::Medians => String::new(),
+            _ => format!("{:.3} x ({:.3} .. {:.3}), ", held.ratio, held.low, held.high),
+        };
+        let verdict = promise.verdict(held).name();
+        Some(format!("; {who} {ratio} x {base}{part}: {found}{verdict}"))
     }
 
     /// How many times ours another contender is.
     fn note(&self, index: usize, entry: &Entry) -> String {
         let ratio = self.ratio(entry).filter(|_| index > 0);
         ratio.map(times).unwrap_or_default()
+    }
+}
+
+impl Promise {
+    fn verdict(&self, held: Held) -> Verdict {
+        if held.high <= self.ratio {
+            Verdict::Met
+        } else if held.low > self.ratio {
+            Verdict::NotMet
+        } else {
+            Verdict::WithinSpread
+        }
     }
 }
 
@@ -158,22 +285,9 @@ impl Comparison {
     fn tables(&self, format: fn(&Table) -> String, prefix: &str) -> String {
         let mut text = String::new();
         for merit in &self.merits {
-            let mut table = Table::new(&["", "median", "middle half", "all", "n", "times ours"]);
-            for (index, entry) in merit.entries.iter().enumerate() {
-                let value = |value| merit.unit.format(value);
-                let samples = &entry.samples;
-                table.row([
-                    entry.name.clone(),
-                    value(samples.median()),
-                    format!("{} .. {}", value(samples.p25()), value(samples.p75())),
-                    format!("{} .. {}", value(samples.min()), value(samples.max())),
-                    samples.n().to_string(),
-                    merit.note(index, entry),
-                ]);
-            }
-            let verdicts: String =
-                merit.goals.iter().filter_map(|goal| merit.verdict(goal)).collect();
-            text += &format!("\n{prefix}{}{verdicts}\n\n{}", merit.name, format(&table));
+            let outcomes: String =
+                merit.goals.iter().filter_map(|goal| merit.outcome(goal)).collect();
+            text += &format!("\n{prefix}{}{outcomes}\n\n{}", merit.name, format(&merit.table()));
         }
         text
     }
@@ -227,9 +341,39 @@ mod tests {
 
     #[test]
     fn a_promise_is_judged_by_the_medians() {
-        assert_eq!(comparison(0.1).merits[0].kept(), Some(true));
-        assert_eq!(comparison(0.3).merits[0].kept(), Some(false));
+        assert_eq!(comparison(0.1).merits[0].verdicts(), [Verdict::Met]);
+        assert_eq!(comparison(0.3).merits[0].verdicts(), [Verdict::NotMet]);
         assert!(comparison(0.3).markdown().contains("1 GiB; goal 0.1 x theirs: not met"));
+    }
+
+    #[test]
+    fn rounds_are_judged_pair_by_pair_and_only_beyond_their_spread() {
+        // The machine is three times as slow in the second half.
+        let base: Vec<f64> = (0..20).map(|round| if round < 10 { 1.0 } else { 3.0 }).collect();
+        let merit = |ratios: &[f64]| {
+            let pairs = base.iter().zip(ratios.iter().cycle());
+            let ours: Vec<f64> = pairs.map(|(base, ratio)| base * ratio).collect();
+            let entries = vec![entry("ours", &ours), entry("theirs", &base)];
+            Merit::new("x", Unit::Seconds, entries).judged("ours", "theirs", 1.02, Judge::Rounds)
+        };
+        assert_eq!(merit(&[1.0, 1.01]).verdicts(), [Verdict::Met]);
+        assert_eq!(merit(&[1.03, 1.05]).verdicts(), [Verdict::NotMet]);
+        let noisy = merit(&[0.9, 1.1]);
+        assert_eq!(noisy.verdicts(), [Verdict::WithinSpread]);
+        let text = noisy.outcome(&noisy.goals[0]).unwrap();
+        assert_eq!(text, "; goal 1.02 x theirs: 1.000 x (0.900 .. 1.100), within the spread");
+    }
+
+    #[test]
+    fn few_requests_do_not_tell_of_a_tail() {
+        let merit = |n: usize| {
+            let entries = vec![entry("ours", &vec![1.0; n]), entry("theirs", &vec![1.0; n])];
+            Merit::new("x", Unit::Seconds, entries).judged("ours", "theirs", 1.05, Judge::Tails)
+        };
+        assert_eq!(merit(99).verdicts(), [Verdict::WithinSpread]);
+        assert_eq!(merit(400).verdicts(), [Verdict::Met]);
+        assert!(merit(400).table().to_text().contains("99th percentile"));
+        assert!(merit(400).panel().goal.is_none());
     }
 
     #[test]

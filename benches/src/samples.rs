@@ -99,6 +99,28 @@ impl Samples {
         let (below, above) = (self.sorted[low as usize], self.sorted[high as usize]);
         below + (above - below) * (position - low)
     }
+
+    /// Between which values the quantile `q` of all that could have been measured lies, 19 times in
+    /// 20: how many samples are below it is binomial, whatever their distribution is (Hahn and
+    /// Meeker, Statistical Intervals, 5.2). An end is 0 or infinite where samples are too few.
+    pub fn interval(&self, q: f64) -> (f64, f64) {
+        const MISSED: f64 = 0.025;
+        let n = self.n();
+        let mut ln_term = n as f64 * (1.0 - q).ln();
+        let (mut at_most, mut low, mut high) = (0.0, 0.0, f64::INFINITY);
+        for below in 0..n {
+            at_most += ln_term.exp();
+            if at_most <= MISSED {
+                low = self.sorted[below];
+            }
+            if at_most >= 1.0 - MISSED {
+                high = self.sorted[below];
+                break;
+            }
+            ln_term += ((n - below) as f64 / (below + 1) as f64).ln() + (q / (1.0 - q)).ln();
+        }
+        (low, high)
+    }
 }
 
 impl From<Samples> for Record {
@@ -163,6 +185,17 @@ mod tests {
         assert_eq!((four.p25(), four.median(), four.p75()), (1.75, 2.5, 4.75));
         assert_eq!(samples(&[7.0]).quantile(0.9), 7.0);
         assert_eq!(four.quantile(2.0), 10.0);
+    }
+
+    #[test]
+    fn intervals_are_those_of_the_tables_and_open_where_samples_are_few() {
+        let up_to = |n: u32| samples(&(1..=n).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(up_to(20).interval(0.5), (6.0, 15.0));
+        assert_eq!(up_to(5).interval(0.5), (0.0, f64::INFINITY));
+        assert_eq!(up_to(368).interval(0.99).1, 368.0);
+        assert_eq!(up_to(367).interval(0.99).1, f64::INFINITY);
+        let (low, high) = up_to(30_000).interval(0.99);
+        assert!((29_660.0..29_672.0).contains(&low) && (29_730.0..29_740.0).contains(&high));
     }
 
     #[test]

@@ -170,6 +170,8 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
 
 #[cfg(test)]
 mod tests {
+    use benches::comparison::Verdict;
+
     use super::*;
 
     #[test]
@@ -190,7 +192,7 @@ mod tests {
         ]);
         let options = Options::parse_from(["neighbour"]);
         let report = report(&measured, &options, "6.12").unwrap();
-        assert_eq!(report.merits[0].kept(), Some(true));
+        assert_eq!(report.merits[0].verdicts(), [Verdict::Met]);
         assert_eq!(report.merits[0].entries[0].name, "Tessera, partitions: memory taken back");
     }
 }
