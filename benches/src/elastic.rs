@@ -384,6 +384,8 @@ fn qemu(guest: &Guest, socket: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-machine", "q35", "-accel", "kvm", "-cpu", "host"])
+        // Else its vCPUs' threads have the name of all others.
+        .args(["-name", "guest,debug-threads=on"])
         .args(["-m", &format!("{}M,maxmem={most}M", mib(guest.boot))])
         .args(["-smp", &guest.vcpus.to_string()])
         .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"])
@@ -404,6 +406,23 @@ fn qemu(guest: &Guest, socket: &Path) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn qemu_is_to_name_the_threads_that_run_the_guest() {
+        let guest = Guest {
+            tessera: PathBuf::new(),
+            vmlinux: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            vcpus: 1,
+            boot: 512 * MIB,
+            room: 0,
+            cmdline: String::new(),
+            memory: Value::Null,
+            balloon: false,
+        };
+        let command = qemu(&guest, Path::new("socket"));
+        assert!(command.get_args().any(|word| word == "guest,debug-threads=on"));
+    }
 
     #[test]
     fn the_guests_part_is_what_the_request_did_not_take() {
