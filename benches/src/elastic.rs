@@ -238,15 +238,21 @@ impl Elastic {
         }
     }
 
-    /// Gives the guest a partition that it is to keep when it is empty, and waits until it has taken
-    /// it; the time that took.
+    /// Gives the guest a partition with this policy for its `release`, and waits until it has taken it;
+    /// the time that took.
     ///
     /// # Errors
     /// The monitor refuses, or the guest does not take it within `limit`.
-    pub fn add_partition(&self, id: &str, size: u64, limit: Duration) -> Result<Duration> {
+    pub fn add_partition(
+        &self,
+        id: &str,
+        size: u64,
+        release: &str,
+        limit: Duration,
+    ) -> Result<Duration> {
         let events = self.events()?;
         events.forget();
-        let body = json!({ "id": id, "size": size, "release": "manual" });
+        let body = json!({ "id": id, "size": size, "release": release });
         let start = Instant::now();
         self.put("vm.add-partition", &body)?.expect(200)?;
         let plugged = |event: &Value| {

@@ -27,11 +27,25 @@ pub fn of_process(pid: u32) -> BTreeMap<String, u64> {
     read(Path::new(ROOT), pid)
 }
 
-fn read(root: &Path, pid: u32) -> BTreeMap<String, u64> {
+/// How often the guest of a process has left it for the host so far, for whatever reason; `None`
+/// where [`of_process`] has no counters.
+pub fn exits(pid: u32) -> Option<u64> {
+    exits_in(Path::new(ROOT), pid)
+}
+
+fn exits_in(root: &Path, pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(folders(root, pid).next()?.path().join("exits")).ok()?;
+    text.trim().parse().ok()
+}
+
+fn folders(root: &Path, pid: u32) -> impl Iterator<Item = fs::DirEntry> {
     let prefix = format!("{pid}-");
     let folders = fs::read_dir(root).into_iter().flatten().flatten();
-    folders
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+    folders.filter(move |entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+}
+
+fn read(root: &Path, pid: u32) -> BTreeMap<String, u64> {
+    folders(root, pid)
         .flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten())
         .filter_map(|file| {
             let value = fs::read_to_string(file.path()).ok()?.trim().parse().ok()?;
@@ -61,5 +75,7 @@ mod tests {
         write("exits", "9\n");
         assert_eq!(read(root.path(), 12), BTreeMap::from([("exits".to_owned(), 345)]));
         assert!(read(&root.path().join("none"), 12).is_empty());
+        assert_eq!(exits_in(root.path(), 12), Some(345));
+        assert_eq!(exits_in(root.path(), 13), None);
     }
 }

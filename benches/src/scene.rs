@@ -1,14 +1,16 @@
 //! A guest with functions that end one by one.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cpu::CpuTime;
 use crate::elastic::{Elastic, Guest, MIB, Monitor};
 use crate::hogs::Hogs;
+use crate::kvm_stats;
 use crate::way::Way;
 
 /// For one step in the lab. A stock guest whose first attempt fails waits 50 s.
@@ -34,12 +36,14 @@ pub struct Functions {
     pub small_pages: bool,
     /// Whether their guest has huge pages that the host keeps for guests (hugetlb); Tessera only.
     pub kept_pages: bool,
+    /// Whether a partition goes by itself when its function has ended.
+    pub auto_release: bool,
 }
 
 impl Functions {
     /// `count` functions of `size` bytes, with huge pages.
     pub fn new(count: u64, size: u64) -> Self {
-        Self { count, size, small_pages: false, kept_pages: false }
+        Self { count, size, small_pages: false, kept_pages: false, auto_release: false }
     }
 
     /// Memory for all of them, in bytes.
@@ -54,17 +58,19 @@ pub struct Scene {
     guest: Guest,
     vm: Elastic,
     functions: Functions,
+    /// How many functions the guest has memory for.
+    held: Cell<u64>,
 }
 
 /// What the end of one function cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Release {
-    /// From the wish until the host has the memory.
+    /// From the wish, or end to end from the kill, until the host has the memory.
     pub time: Duration,
-    /// From the kill until then.
-    pub from_kill: Duration,
-    /// CPU time between wish and end.
+    /// CPU time meanwhile.
     pub cpu: CpuTime,
+    /// How often the guest left for the host meanwhile, where KVM's counters can be read.
+    pub exits: Option<u64>,
     /// Pages that the guest has moved.
     pub migrated: u64,
     /// The part of `time` that the host took to free; Tessera only.
@@ -83,11 +89,27 @@ impl Scene {
     /// # Errors
     /// It does not boot, or has no room for them.
     pub fn boot(way: Way, base: &Guest, functions: Functions, socket: &Path) -> Result<Self> {
+        let scene = Self::empty(way, base, functions, socket)?;
+        (0..functions.count).try_for_each(|number| scene.add(number).map(drop))?;
+        Ok(scene)
+    }
+
+    /// Boots a guest that has room for `functions`, and none of them yet.
+    ///
+    /// # Errors
+    /// It does not boot.
+    pub fn empty(way: Way, base: &Guest, functions: Functions, socket: &Path) -> Result<Self> {
         let guest = way.guest(base, &functions);
         let vm = Elastic::boot(way.monitor(), &guest, socket)?;
-        let scene = Self { way, guest, vm, functions };
-        scene.provide()?;
-        Ok(scene)
+        vm.shell("echo +memory +cpuset > /sys/fs/cgroup/cgroup.subtree_control")?;
+        if way == Way::Node {
+            // What is no function keeps to the first node.
+            vm.shell(
+                "mkdir /sys/fs/cgroup/system; echo 0 > /sys/fs/cgroup/system/cpuset.mems; \
+                 echo $$ > /sys/fs/cgroup/system/cgroup.procs",
+            )?;
+        }
+        Ok(Self { way, guest, vm, functions, held: Cell::new(0) })
     }
 
     /// The guest.
@@ -100,10 +122,19 @@ impl Scene {
     /// # Errors
     /// The guest has no room for them.
     pub fn start(&self) -> Result<Hogs<'_>> {
-        let Functions { count, size, small_pages, .. } = self.functions;
-        let options = format!("cgroup=/sys/fs/cgroup/fn thp={}", u8::from(!small_pages));
+        let options = format!("cgroup=/sys/fs/cgroup/fn {}", self.pages());
+        Hogs::start(&self.vm, self.functions.count, self.memory(), &options)
+    }
+
+    /// What a function touches, in MiB.
+    fn memory(&self) -> u64 {
         let slack = if self.way == Way::Node { NODE_SLACK } else { SLACK };
-        Hogs::start(&self.vm, count, (size - slack) / MIB, &options)
+        (self.functions.size - slack) / MIB
+    }
+
+    /// The hog's option for the size of its pages.
+    fn pages(&self) -> &'static str {
+        if self.functions.small_pages { "thp=0" } else { "thp=1" }
     }
 
     /// Kills the functions one by one and takes the memory of each back. With `burners`, the
@@ -118,9 +149,8 @@ impl Scene {
         }
         let mut releases = Vec::new();
         for number in 0..self.functions.count {
-            let killed = Instant::now();
             self.kill(&mut hogs, number)?;
-            releases.push(self.release(number, killed)?);
+            releases.push(self.release(number)?);
             if number == 0 {
                 hogs.check()?;
             }
@@ -145,17 +175,76 @@ impl Scene {
         Ok(())
     }
 
-    /// Takes the memory of function `number` back; those before it are gone. It was `killed` then.
+    /// Functions that the guest's own platform starts, each with a shell that waits for its end; they
+    /// are killed one by one. From each kill on until the host has the memory: with `auto_release`
+    /// the shell unbinds the partition, and the host asks for nothing. Elsewhere the shell says
+    /// that the function has ended, and the host asks for its memory.
+    ///
+    /// # Errors
+    /// The guest hangs, or does not give the memory.
+    pub fn play_end_to_end(&self) -> Result<Vec<Release>> {
+        let numbers = 0..self.functions.count;
+        for number in numbers.clone() {
+            let ended = match self.gone_event(number) {
+                Some(_) => format!("echo none > /sys/fs/cgroup/fn{number}/memory.partition"),
+                None => format!("echo {} > /dev/console", ended(number)),
+            };
+            let (mib, pages) = (self.memory(), self.pages());
+            self.vm.shell(&format!(
+                "((sh -c 'echo 0 > /sys/fs/cgroup/fn{number}/cgroup.procs; exec hog 1 {mib} {pages}' \
+                 > /tmp/fn{number} 2>&1; {ended}) &)"
+            ))?;
+        }
+        for number in numbers.clone() {
+            self.vm
+                .shell(&format!("until grep -q ready /tmp/fn{number}; do usleep 50000; done"))?;
+        }
+        numbers.map(|number| self.measured(|| self.end(number))).collect()
+    }
+
+    /// Kills function `number` of the platform's and waits until the host has its memory.
+    fn end(&self, number: u64) -> Result<()> {
+        let gone = self.gone_event(number);
+        if gone.is_some() {
+            self.vm.events()?.forget();
+        }
+        // Nobody waits for the shell's answer: it has nothing to do with what is measured.
+        self.vm.console().send(&format!("echo 1 > /sys/fs/cgroup/fn{number}/cgroup.kill\n"))?;
+        let Some(gone) = gone else {
+            self.vm.console().wait_for_within(&ended(number), LIMIT)?;
+            return self.take_back(number);
+        };
+        self.vm.events()?.wait(LIMIT, gone)?;
+        self.held.set(self.held.get() - 1);
+        Ok(())
+    }
+
+    /// The event that tells that a function's partition has gone by itself, if it does.
+    fn gone_event(&self, number: u64) -> Option<impl Fn(&Value) -> bool + use<>> {
+        let id = format!("fn{number}");
+        let released = move |event: &Value| {
+            event["event"] == "released" && event["properties"]["id"] == id.as_str()
+        };
+        (self.functions.auto_release && self.way == Way::Partition).then_some(released)
+    }
+
+    /// Takes the memory of function `number` back.
     ///
     /// # Errors
     /// The guest does not give it.
-    pub fn release(&self, number: u64, killed: Instant) -> Result<Release> {
-        let left = self.functions.count - number - 1;
+    pub fn release(&self, number: u64) -> Result<Release> {
+        self.measured(|| self.take_back(number))
+    }
+
+    /// What it costs that `end` has the memory of one function go.
+    fn measured(&self, end: impl FnOnce() -> Result<()>) -> Result<Release> {
         let (migrated, host) = (self.migrated()?, self.host()?);
         let cpu = CpuTime::of_process(self.vm.pid())?;
+        let exits = kvm_stats::exits(self.vm.pid());
         let asked = Instant::now();
-        self.take_back(number)?;
-        let (time, from_kill) = (asked.elapsed(), killed.elapsed());
+        end()?;
+        let time = asked.elapsed();
+        let exits = exits.zip(kvm_stats::exits(self.vm.pid())).map(|(before, now)| now - before);
         let cpu = CpuTime::of_process(self.vm.pid())?.since(&cpu);
         let after = self.host()?;
         let since = |part: fn((u64, u64)) -> u64| {
@@ -163,58 +252,59 @@ impl Scene {
         };
         Ok(Release {
             time,
-            from_kill,
             cpu,
+            exits,
             migrated: self.migrated()? - migrated,
             host: since(|(_, micros)| micros).map(Duration::from_micros),
             guest: self.guest_work()?,
             requests: since(|(requests, _)| requests),
-            left,
+            left: self.held.get(),
         })
     }
 
-    /// Memory for all functions.
-    fn provide(&self) -> Result<()> {
-        let Functions { count, size, .. } = self.functions;
-        self.vm.shell("echo +memory +cpuset > /sys/fs/cgroup/cgroup.subtree_control")?;
-        match self.way {
-            Way::Stock | Way::StockClearing | Way::Qemu => {
-                self.vm.reach(&self.guest, count * size, LIMIT)?;
-            }
-            // What is no function keeps to the first node.
-            Way::Node => drop(self.vm.shell(
-                "mkdir /sys/fs/cgroup/system; echo 0 > /sys/fs/cgroup/system/cpuset.mems; \
-                 echo $$ > /sys/fs/cgroup/system/cgroup.procs",
-            )?),
-            Way::Partition | Way::Balloon => {}
-        }
-        (0..count).try_for_each(|number| self.place(&format!("fn{number}"), size))
-    }
-
-    /// Makes the cgroup of a function, in a partition or node of its own where there are any.
+    /// Gives the guest memory for function `number`, which has none; the time that took.
     ///
     /// # Errors
     /// There is no room for it.
-    pub fn place(&self, name: &str, size: u64) -> Result<()> {
-        self.vm.shell(&format!("mkdir /sys/fs/cgroup/{name}"))?;
+    pub fn add(&self, number: u64) -> Result<Duration> {
+        let (name, size) = (format!("fn{number}"), self.functions.size);
+        self.held.set(self.held.get() + 1);
+        match self.way {
+            Way::Stock | Way::StockClearing | Way::Qemu => {
+                self.vm.shell(&format!("mkdir -p /sys/fs/cgroup/{name}"))?;
+                self.vm.reach(&self.guest, self.held.get() * size, LIMIT)
+            }
+            Way::Partition | Way::Node | Way::Balloon => self.place(&name, size),
+        }
+    }
+
+    /// Makes the cgroup `name`, in a partition or node of its own where there are any; the time
+    /// until the guest had its memory.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn place(&self, name: &str, size: u64) -> Result<Duration> {
+        self.vm.shell(&format!("mkdir -p /sys/fs/cgroup/{name}"))?;
+        let release = if self.functions.auto_release { "auto" } else { "manual" };
         match self.way {
             Way::Partition => {
-                self.vm.add_partition(name, size, LIMIT)?;
+                let took = self.vm.add_partition(name, size, release, LIMIT)?;
                 // The only free one there is.
                 self.vm.shell(&format!("echo auto > /sys/fs/cgroup/{name}/memory.partition"))?;
+                Ok(took)
             }
             Way::Node => {
-                self.vm.add_partition(name, size, LIMIT)?;
+                let took = self.vm.add_partition(name, size, release, LIMIT)?;
                 let node = self.vm.partition_node(name)?;
                 // Linux puts plugged memory online a moment later.
                 self.vm.shell(&format!(
                     "cd /sys/fs/cgroup/{name}; echo {node} > cpuset.mems; \
                      until [ $(cat cpuset.mems.effective) = {node} ]; do usleep 5000; done; cd /"
                 ))?;
+                Ok(took)
             }
-            Way::Stock | Way::StockClearing | Way::Qemu | Way::Balloon => {}
+            Way::Stock | Way::StockClearing | Way::Qemu | Way::Balloon => Ok(Duration::ZERO),
         }
-        Ok(())
     }
 
     /// Takes the memory of function `number` back, and does nothing else in the guest.
@@ -222,7 +312,8 @@ impl Scene {
     /// # Errors
     /// The guest does not give it.
     pub fn take_back(&self, number: u64) -> Result<()> {
-        let left = self.functions.count - number - 1;
+        let left = self.held.get() - 1;
+        self.held.set(left);
         match self.way {
             Way::Partition | Way::Node => {
                 let id = format!("fn{number}");
@@ -268,4 +359,9 @@ impl Scene {
         let requests = sum("unplug") + sum("part_release");
         Ok(Some((requests, sum("release_us_total"))))
     }
+}
+
+/// What the guest's platform says when a function has ended.
+fn ended(number: u64) -> String {
+    format!("function {number} has ended")
 }

@@ -138,9 +138,8 @@ fn functions(
     }
     let mut releases = Vec::new();
     for (number, (name, _)) in FUNCTIONS.iter().enumerate() {
-        let killed = Instant::now();
         scene.kill(&mut hogs, number as u64)?;
-        let release = scene.release(number as u64, killed)?;
+        let release = scene.release(number as u64)?;
         println!("{name:>8} has ended: {} back in {:.1} ms", bytes(SIZE), ms(release.time));
         releases.push(release);
         hogs.check()?;

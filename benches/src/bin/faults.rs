@@ -144,7 +144,7 @@ fn measure(
             "cd /sys/fs/cgroup; echo +memory > cgroup.subtree_control; mkdir {cgroup}; cd /"
         ))?;
         if *source == Source::Partition {
-            vm.add_partition(cgroup, 2 * options.size * MIB, LIMIT)?;
+            vm.add_partition(cgroup, 2 * options.size * MIB, "manual", LIMIT)?;
             vm.shell(&format!("echo auto > /sys/fs/cgroup/{cgroup}/memory.partition"))?;
         }
     }

@@ -142,7 +142,7 @@ fn partitions(
 }
 
 fn add(vm: &Elastic, id: &str, mib: u64) -> Result<Plug> {
-    let host = vm.add_partition(id, mib * MIB, LIMIT)?;
+    let host = vm.add_partition(id, mib * MIB, "manual", LIMIT)?;
     Ok(Plug { host, guest: Some(vm.partition_timing("last_plug")?) })
 }
 

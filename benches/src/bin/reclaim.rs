@@ -14,6 +14,7 @@ use benches::comparison::{Comparison, Entry, Merit};
 use benches::elastic::{Guest, MIB, Monitor};
 use benches::facts::Machine;
 use benches::hugetlb::Kept;
+use benches::kvm_stats;
 use benches::output::{Output, command_line};
 use benches::place::Place;
 use benches::samples::Samples;
@@ -64,7 +65,21 @@ enum Case {
     SmallPages,
     /// Guest memory is huge pages that the host keeps for guests (hugetlb); Tessera only.
     KeptPages,
+    /// The guest's platform ends them, and nobody asks for the memory of a partition.
+    EndToEnd,
+    /// The same, with pages of 4 KiB.
+    EndToEndSmallPages,
 }
+
+/// Those of the detailed size.
+const CASES: [Case; 6] = [
+    Case::Plain,
+    Case::Busy,
+    Case::SmallPages,
+    Case::KeptPages,
+    Case::EndToEnd,
+    Case::EndToEndSmallPages,
+];
 
 /// What was measured, by size in MiB, case, and way.
 type Measured = BTreeMap<(u64, Case, Way), Vec<Release>>;
@@ -82,16 +97,16 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<()> {
     let place = Place::new()?;
     let base = Guest::staged(&place, 512 * MIB)?;
+    if Machine::read().lab {
+        kvm_stats::mount().context("cannot mount debugfs")?;
+    }
     let ways = if options.ways.is_empty() { Way::ALL.to_vec() } else { options.ways.clone() };
     let mut measured = Measured::new();
     for round in 0..options.runs {
         for &mib in &options.sizes {
             let size = mib * MIB;
             let count = FUNCTIONS.min(MOST / size).max(2);
-            let cases: &[Case] = match mib {
-                DETAILED => &[Case::Plain, Case::Busy, Case::SmallPages, Case::KeptPages],
-                _ => &[Case::Plain],
-            };
+            let cases = if mib == DETAILED { &CASES } else { &CASES[..1] };
             for (&way, &case) in ways.iter().flat_map(|way| cases.iter().map(move |c| (way, c))) {
                 if case == Case::KeptPages && way.monitor() == Monitor::Qemu {
                     continue;
@@ -115,11 +130,14 @@ fn releases(
     place: &Place,
     options: &Options,
 ) -> Result<Vec<Release>> {
-    let (small_pages, kept_pages) = (case == Case::SmallPages, case == Case::KeptPages);
-    let functions = Functions { small_pages, kept_pages, ..functions };
+    let small_pages = matches!(case, Case::SmallPages | Case::EndToEndSmallPages);
+    let auto_release = matches!(case, Case::EndToEnd | Case::EndToEndSmallPages);
+    let kept_pages = case == Case::KeptPages;
+    let functions = Functions { small_pages, kept_pages, auto_release, ..functions };
     let burners = if case == Case::Busy { options.burners } else { 0 };
     let _kept = kept_pages.then(|| Kept::for_guests(base.boot + functions.total())).transpose()?;
-    Scene::boot(way, base, functions, &place.socket())?.play(burners)
+    let scene = Scene::boot(way, base, functions, &place.socket())?;
+    if auto_release { scene.play_end_to_end() } else { scene.play(burners) }
 }
 
 /// One figure of merit: which releases of which case, and what is taken from each.
@@ -172,7 +190,9 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
         how: format!(
             "{} guests of each kind and size, in turn; same kernel (Linux {release}), 1 vCPU, huge \
              pages in guest and host unless said; functions interleave, and end one by one. Time \
-             from the wish until the host has the memory.",
+             from the wish until the host has the memory. End to end from the kill on: a shell in the \
+             guest waits for the function's end and unbinds its partition, which goes by itself; \
+             for the other ways it says so, and the host asks.",
             options.runs
         ),
         command: command_line(),
@@ -201,9 +221,13 @@ fn details(interleaved: &dyn Fn(&Release) -> Option<f64>) -> Vec<View<'_>> {
         of("no other function left", Unit::Seconds, Case::Plain, &|release| {
             (release.left == 0).then_some(release.time.as_secs_f64())
         }),
-        of("from the kill on", Unit::Seconds, Case::Plain, &|release| {
-            Some(release.from_kill.as_secs_f64())
-        }),
+        of("end to end, from the kill on", Unit::Seconds, Case::EndToEnd, interleaved),
+        of(
+            "end to end, functions with pages of 4 KiB",
+            Unit::Seconds,
+            Case::EndToEndSmallPages,
+            interleaved,
+        ),
         of("the host's part", Unit::Seconds, Case::Plain, &|release| {
             release.host.map(|time| time.as_secs_f64())
         }),
@@ -216,6 +240,7 @@ fn details(interleaved: &dyn Fn(&Release) -> Option<f64>) -> Vec<View<'_>> {
         of("CPU time of the monitor", Unit::Seconds, Case::Plain, &|release| {
             Some(release.cpu.monitor.as_secs_f64())
         }),
+        of("exits", Unit::Count, Case::Plain, &|release| release.exits.map(|count| count as f64)),
         of("pages moved by the guest", Unit::Count, Case::Plain, &|release| {
             Some(release.migrated as f64)
         }),

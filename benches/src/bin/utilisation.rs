@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use benches::comparison::{Comparison, Entry, Merit};
@@ -79,7 +78,7 @@ fn release(scene: &Scene, left: u64) -> Result<Release> {
     for number in 0..FUNCTIONS - left {
         scene.kill(&mut hogs, number)?;
     }
-    let release = scene.release(0, Instant::now())?;
+    let release = scene.release(0)?;
     ensure!(release.left == FUNCTIONS - 1, "more than one function's memory went");
     hogs.check()?;
     Ok(release)
