@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod clock;
 pub mod comparison;
 pub mod cpu;
 pub mod elastic;

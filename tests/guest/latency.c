@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * latency SECONDS [cgroup=DIR]: a function that answers requests, and how long each took.
+ * latency clock: what its clock says now, once for each line that it is sent.
  *
  * Every 10 ms a request falls due. To answer it the function takes 64 KiB of fresh memory, fills it,
  * sums it up and gives it back, as an interpreter does: page faults, the page allocator and the CPU
  * are all in it. A request's time runs from when it fell due, so that one that had to wait for
  * the CPU, or behind a late one, counts as late.
  *
- * Prints "ready", and in the end "requests N p50 US p99 US max US", in microseconds.
+ * Prints "ready", and in the end "from NS every NS took US US ...": when the first fell due, on the
+ * clock that "latency clock" tells as "at NS", how far apart they were, and how long each took.
  */
 #include "function.h"
 
@@ -48,22 +50,27 @@ static uint64_t answer(uint64_t seed)
 	return sum;
 }
 
-static int ascending(const void *a, const void *b)
+static int tell_time(void)
 {
-	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+	char line[64];
 
-	return (x > y) - (x < y);
+	dprintf(1, "ready\n");
+	while (fgets(line, sizeof(line), stdin))
+		dprintf(1, "at %lu\n", (unsigned long)now());
+	return 0;
 }
 
 int main(int argc, char **argv)
 {
 	unsigned long most, count = 0;
 	volatile uint64_t sink = 0;
-	uint64_t due, end;
+	uint64_t first, due, end;
 	uint32_t *times;
 
+	if (argc == 2 && !strcmp(argv[1], "clock"))
+		return tell_time();
 	if (argc < 2 || atol(argv[1]) < 1) {
-		dprintf(2, "usage: latency SECONDS [cgroup=DIR]\n");
+		dprintf(2, "usage: latency SECONDS [cgroup=DIR] | latency clock\n");
 		return 2;
 	}
 	if (argc > 2 && !strncmp(argv[2], "cgroup=", 7))
@@ -75,7 +82,7 @@ int main(int argc, char **argv)
 	/* No page fault of the bookkeeping's own later. */
 	memset(times, 1, most * sizeof(*times));
 	dprintf(1, "ready\n");
-	due = now();
+	first = due = now();
 	end = due + atol(argv[1]) * 1000000000ULL;
 	while (count < most && due < end) {
 		sleep_until(due);
@@ -83,8 +90,9 @@ int main(int argc, char **argv)
 		times[count++] = (now() - due) / 1000;
 		due += PERIOD_NS;
 	}
-	qsort(times, count, sizeof(*times), ascending);
-	dprintf(1, "requests %lu p50 %u p99 %u max %u\n", count, times[count / 2],
-		times[count * 99 / 100], times[count - 1]);
+	printf("from %lu every %lu took", (unsigned long)first, (unsigned long)PERIOD_NS);
+	for (unsigned long i = 0; i < count; i++)
+		printf(" %u", times[i]);
+	printf("\n");
 	return 0;
 }
