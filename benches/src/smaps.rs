@@ -38,6 +38,15 @@ pub fn memory_use(pid: u32, guest_ram: u64) -> io::Result<MemoryUse> {
     })
 }
 
+/// All memory that a process has, its guest's with it, in bytes.
+///
+/// # Errors
+/// The process is gone or may not be looked at.
+pub fn resident(pid: u32) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    Ok(mappings(&text).iter().map(|mapping| mapping.resident).sum())
+}
+
 /// The mappings that a text in the format of smaps lists.
 pub fn mappings(text: &str) -> Vec<Mapping> {
     let mut mappings: Vec<Mapping> = Vec::new();
@@ -127,5 +136,8 @@ Rss:                   0 kB
         let text = fs::read_to_string("/proc/self/smaps").unwrap();
         let all = mappings(&text);
         assert!(all.len() > 5 && all.iter().any(|mapping| mapping.private > 0));
+        let before = resident(std::process::id()).unwrap();
+        let memory = vec![1u8; 64 << 20];
+        assert!(resident(std::process::id()).unwrap() >= before + memory.len() as u64 / 2);
     }
 }

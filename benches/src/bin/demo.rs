@@ -35,6 +35,13 @@ const FUNCTIONS: [(&str, &str); 8] = [
 /// Memory of a function.
 const SIZE: u64 = 128 * MIB;
 
+/// The end of a function.
+struct End {
+    release: Release,
+    /// Memory that the monitor's process had before and has no more, in bytes.
+    back: u64,
+}
+
 /// For one resize.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -110,16 +117,15 @@ fn members(object: &str) -> Result<String> {
 }
 
 /// Eight functions in one VM, all of them at work, and the end of each.
-fn functions(
-    place: &Place,
-    base: &Guest,
-    way: Way,
-    memctl: Option<&PathBuf>,
-) -> Result<Vec<Release>> {
+fn functions(place: &Place, base: &Guest, way: Way, memctl: Option<&PathBuf>) -> Result<Vec<End>> {
     title(&format!("Eight functions in one VM: {}", way.name()));
     let socket = place.socket();
     let many = Functions::new(FUNCTIONS.len() as u64, SIZE);
-    let scene = Scene::boot(way, base, many, &socket)?;
+    let scene = Scene::empty(way, base, many, &socket)?;
+    for (number, (name, _)) in FUNCTIONS.iter().enumerate() {
+        let took = scene.add(number as u64)?;
+        println!("{name:>8} is to start: {} more after {:.1} ms", bytes(SIZE), ms(took));
+    }
     let vm = scene.vm();
     vm.shell("ip link set lo up; echo hello > /index.html")?;
     let mut hogs = scene.start()?;
@@ -136,26 +142,35 @@ fn functions(
     if let Some(memctl) = memctl {
         run_memctl(memctl, &socket, &["ls"])?;
     }
-    let mut releases = Vec::new();
+    let mut ends = Vec::new();
     for (number, (name, _)) in FUNCTIONS.iter().enumerate() {
         scene.kill(&mut hogs, number as u64)?;
+        let before = smaps::resident(vm.pid())?;
         let release = scene.release(number as u64)?;
-        println!("{name:>8} has ended: {} back in {:.1} ms", bytes(SIZE), ms(release.time));
-        releases.push(release);
+        let back = before.saturating_sub(smaps::resident(vm.pid())?);
+        println!("{name:>8} has ended: {} back in {:.1} ms", bytes(back), ms(release.time));
+        ends.push(End { release, back });
         hogs.check()?;
     }
     if let Some(memctl) = memctl {
         run_memctl(memctl, &socket, &["ls"])?;
     }
-    Ok(releases)
+    Ok(ends)
 }
 
-fn table(ours: &[Release], stock: &[Release]) -> Table {
-    let mut table =
-        Table::new(&["function", "partition", "pages moved", "stock virtio-mem", "pages moved"]);
-    let cells = |release: &Release| {
+fn table(ours: &[End], stock: &[End]) -> Table {
+    let mut table = Table::new(&[
+        "function",
+        "partition",
+        "pages moved",
+        "back",
+        "stock virtio-mem",
+        "pages moved",
+        "back",
+    ]);
+    let cells = |End { release, back }: &End| {
         let moved = Unit::Count.format(release.migrated as f64);
-        [Unit::Seconds.format(release.time.as_secs_f64()), moved]
+        [Unit::Seconds.format(release.time.as_secs_f64()), moved, bytes(*back)]
     };
     for ((name, _), (ours, stock)) in FUNCTIONS.iter().zip(ours.iter().zip(stock)) {
         table.row([(*name).to_owned()].into_iter().chain(cells(ours)).chain(cells(stock)));
@@ -164,11 +179,9 @@ fn table(ours: &[Release], stock: &[Release]) -> Table {
 }
 
 /// All eight together, as two bars.
-fn picture(ours: &[Release], stock: &[Release]) -> String {
+fn picture(ours: &[End], stock: &[End]) -> String {
     const WIDTH: f64 = 50.0;
-    let sum = |releases: &[Release]| -> f64 {
-        releases.iter().map(|release| release.time.as_secs_f64()).sum()
-    };
+    let sum = |ends: &[End]| -> f64 { ends.iter().map(|end| end.release.time.as_secs_f64()).sum() };
     let (ours, stock) = (sum(ours), sum(stock));
     let most = ours.max(stock).max(f64::MIN_POSITIVE);
     let bar = |name: &str, value: f64, colour: u8| {
