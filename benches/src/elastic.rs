@@ -120,9 +120,29 @@ impl Guest {
 }
 
 enum Control {
-    /// One connection for all, as a platform has.
-    Api(RefCell<Connection>, Events),
+    Api(RefCell<Client>, Events),
     Qmp(RefCell<Qmp>),
+}
+
+/// One connection for all, as a platform has.
+struct Client {
+    connection: Connection,
+    socket: PathBuf,
+}
+
+impl Client {
+    fn open(socket: &Path) -> Result<Self> {
+        Ok(Self { connection: Connection::open(socket)?, socket: socket.to_owned() })
+    }
+
+    fn call(&mut self, method: &str, route: &str, body: Option<&str>) -> Result<Reply> {
+        // The monitor hangs up on who has said nothing for a minute.
+        if self.connection.request(method, route, body).is_err() {
+            self.connection = Connection::open(&self.socket)?;
+            self.connection.request(method, route, body)?;
+        }
+        self.connection.reply().with_context(|| format!("{method} {route}"))
+    }
 }
 
 /// Looks until the guest has `size` bytes; the time since `start`.
@@ -181,9 +201,7 @@ impl Elastic {
         let console = Console::new(output.context("no pipe")?, input.context("no pipe")?)?.quiet();
         console.wait_for_shell().inspect_err(|_| eprintln!("{}", console.text()))?;
         let control = match events {
-            Some((events, _writer)) => {
-                Control::Api(RefCell::new(Connection::open(socket)?), events)
-            }
+            Some((events, _writer)) => Control::Api(RefCell::new(Client::open(socket)?), events),
             None => Control::Qmp(RefCell::new(Qmp::connect(socket)?)),
         };
         let this = Self { child, console, control };
@@ -233,7 +251,7 @@ impl Elastic {
 
     fn call(&self, method: &str, route: &str, body: Option<&str>) -> Result<Reply> {
         match &self.control {
-            Control::Api(connection, _) => connection.borrow_mut().call(method, route, body),
+            Control::Api(client, _) => client.borrow_mut().call(method, route, body),
             Control::Qmp(_) => bail!("QEMU has no such API"),
         }
     }
@@ -411,6 +429,9 @@ fn qemu(guest: &Guest, socket: &Path) -> Command {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
@@ -428,6 +449,22 @@ mod tests {
         };
         let command = qemu(&guest, Path::new("socket"));
         assert!(command.get_args().any(|word| word == "guest,debug-threads=on"));
+    }
+
+    #[test]
+    fn a_client_that_was_hung_up_on_calls_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let mut client = Client::open(&socket).unwrap();
+        drop(listener.accept().unwrap());
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 204\r\n\r\n").unwrap();
+        });
+        client.call("GET", "vmm.ping", None).unwrap().expect(204).unwrap();
+        server.join().unwrap();
     }
 
     #[test]
