@@ -6,7 +6,8 @@
 //! without our patches. All guests are up at the same time and each round goes through all of them,
 //! there and back in turn, so that a slow minute of the machine meets neighbours alike. What is
 //! promised is judged by the ratios of neighbours, not by medians of times that spread more than
-//! the promise allows. `--cpus` gives the lab machine CPUs for as many vCPUs.
+//! the promise allows. `--cpus` gives the lab machine CPUs for as many vCPUs; with two of each
+//! QEMU's emulation was seen to hang, and not with `--vcpus 2` on one.
 //! Results go to `faults.json`, `.md` and `.svg`, and as tables to the terminal.
 #![forbid(unsafe_code)]
 
