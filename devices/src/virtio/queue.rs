@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use log::warn;
-use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::guest_memory::GuestMemory;
@@ -69,9 +69,9 @@ impl VirtQueue {
         &self.memory
     }
 
-    /// Positions and addresses, for a snapshot.
-    pub fn state(&self) -> QueueState {
-        self.queue.state()
+    /// How many chains the ring has room for.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Takes the next chain the driver made available. Returns `None` when there is none, and for

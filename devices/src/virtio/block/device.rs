@@ -77,7 +77,7 @@ impl Block {
     /// The worker for `queue`, under the negotiated `features`.
     fn worker(&self, features: u64, queue: VirtQueue) -> io::Result<Box<dyn Worker>> {
         let negotiated = |bit: u32| features & (1 << bit) != 0;
-        let depth = queue.state().size;
+        let depth = queue.size();
         let disk = Disk {
             rules: Rules {
                 geometry: self.image.geometry(),
