@@ -123,10 +123,10 @@ impl HotplugMemory {
         }
     }
 
-    /// Maps `range` as `memory` says, or the same part of the same file.
-    fn map(&self, range: &Range<usize>, memory: &Memory) -> io::Result<()> {
-        self.mapping.open(range, memory, self.file.as_deref())?;
-        self.mapping.apply(range, memory).map_err(Error::other)
+    /// Maps `range` again, to the same part of the same file.
+    fn reopen(&self, range: &Range<usize>) -> io::Result<()> {
+        self.mapping.open(range, &self.memory, self.file.as_deref())?;
+        self.mapping.apply(range, &self.memory).map_err(Error::other)
     }
 
     /// Counts the runs that there are more or less when `range` opens or closes, has `work` done, and
@@ -149,11 +149,11 @@ impl HotplugMemory {
     fn open_as(&mut self, range: Range<u64>, memory: &Memory) -> io::Result<()> {
         self.counted(&range, true, |this| {
             let bytes = bytes(&range);
-            this.map(&bytes, memory).inspect_err(|_| {
-                if let Err(error) = this.close(&bytes).and_then(|()| this.empty(&bytes)) {
-                    log::error!("the host keeps memory that was not plugged: {error}");
-                }
-            })?;
+            this.mapping.open(&bytes, memory, this.file.as_deref())?;
+            if let Err(error) = this.mapping.apply(&bytes, memory) {
+                this.close(&bytes).and_then(|()| this.empty(&bytes))?;
+                return Err(Error::other(error));
+            }
             this.gate.set_bytes(&range, true);
             Ok(())
         })
@@ -177,7 +177,7 @@ impl HostBlocks for HotplugMemory {
             this.readers.wait();
             let bytes = bytes(&range);
             this.close(&bytes).inspect_err(|_| this.gate.set_bytes(&range, true))?;
-            this.empty(&bytes).inspect_err(|_| match this.map(&bytes, &this.memory) {
+            this.empty(&bytes).inspect_err(|_| match this.reopen(&bytes) {
                 Ok(()) => this.gate.set_bytes(&range, true),
                 Err(error) => log::error!("guest memory at {:#x} is lost: {error}", range.start),
             })
