@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::sync::lock;
+
 /// The most lines that wait, beside those that tell of a guest's doing.
 const LINES: usize = 256;
 /// The most lines that wait and tell of a guest's doing.
@@ -123,7 +125,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
