@@ -140,6 +140,21 @@ pub struct Memory {
     pub host_node: Option<u16>,
 }
 
+#[cfg(test)]
+impl Memory {
+    /// What it is made of unless asked otherwise.
+    pub(crate) fn plain() -> Self {
+        Self {
+            backing: Backing::Anonymous,
+            prefault: false,
+            thp: true,
+            mergeable: false,
+            reserve: false,
+            host_node: None,
+        }
+    }
+}
+
 /// A NUMA node of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

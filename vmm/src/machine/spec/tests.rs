@@ -44,25 +44,13 @@ fn assert_refused(fields: Value, problem: &str) {
     assert_eq!(spec(fields.clone()), Err(vec![problem.to_owned()]), "{fields}");
 }
 
-/// What memory is made of unless asked otherwise.
-fn plain() -> Memory {
-    Memory {
-        backing: Backing::Anonymous,
-        prefault: false,
-        thp: true,
-        mergeable: false,
-        reserve: false,
-        host_node: None,
-    }
-}
-
 #[test]
 fn kernel_alone_is_enough() {
     let files = Files::new();
     let spec = files.spec(json!({})).unwrap();
     let expected = Spec {
         cpus: Cpus { boot: 1, max: 1, topology: None, affinity: Vec::new(), max_phys_bits: 46 },
-        zones: vec![Zone { id: "mem0".into(), size: Bytes::mib(512), memory: plain() }],
+        zones: vec![Zone { id: "mem0".into(), size: Bytes::mib(512), memory: Memory::plain() }],
         mem_devices: Vec::new(),
         nodes: Vec::new(),
         refused_access: RefusedAccess::Stop,

@@ -18,14 +18,7 @@ fn ram(backing: Backing, blocks: u64) -> (Arc<GuestMemory>, HotplugMemory) {
 
 /// Devices of so many blocks, one behind the other.
 fn devices(backing: Backing, blocks: &[u64]) -> (Arc<GuestMemory>, Vec<HotplugMemory>) {
-    let memory = Memory {
-        backing,
-        prefault: false,
-        thp: true,
-        mergeable: false,
-        reserve: false,
-        host_node: None,
-    };
+    let memory = Memory { backing, ..Memory::plain() };
     let mut rooms = vec![Room { range: 0..BLOCK, memory: &memory, block: None }];
     let mut start = START;
     for count in blocks {

@@ -8,7 +8,7 @@ use memctl::{Cookie, Geometry, Layout, Partitioner, Policy};
 
 use super::super::testing::{Host, Nobody};
 use super::*;
-use crate::machine::spec::{Backing, Memory};
+use crate::machine::spec::Memory;
 use crate::monitor::memory::Listeners;
 
 /// Two slots of 256 MiB, and the devices of a machine with them.
@@ -78,14 +78,7 @@ fn device(number: u16) -> MemDevice {
         id: format!("__slot{number}"),
         size: Bytes::mib(256),
         block: Bytes::mib(2),
-        memory: Memory {
-            backing: Backing::Anonymous,
-            prefault: false,
-            thp: true,
-            mergeable: false,
-            reserve: false,
-            host_node: None,
-        },
+        memory: Memory::plain(),
         node: Some(number + 1),
         role: Role::Slot,
     }

@@ -44,7 +44,7 @@ fn each_way_to_grow_has_a_device_of_its_own() {
     let all = json!({"hotplug_method": "VirtioMem", "hotplug_size": 4 * GIB,
                      "hotplugged_size": GIB, "partitions": partitions});
     let device = |id: &str, size, role| {
-        let (block, memory) = (Bytes::mib(2), plain());
+        let (block, memory) = (Bytes::mib(2), Memory::plain());
         MemDevice { id: id.to_owned(), size, block, memory, node: None, role }
     };
     let zone = Role::Zone { zone: 0, plugged_at_boot: Bytes::gib(1) };
@@ -168,8 +168,8 @@ fn zones() -> Value {
 #[test]
 fn zones_have_their_own_memory_and_devices() {
     let spec = spec(json!({ "memory": zones() })).unwrap();
-    let shared = Memory { backing: Backing::Shared, thp: false, ..plain() };
-    let filled = Memory { prefault: true, thp: false, ..plain() };
+    let shared = Memory { backing: Backing::Shared, thp: false, ..Memory::plain() };
+    let filled = Memory { prefault: true, thp: false, ..Memory::plain() };
     let zone = |id: &str, size, memory: &Memory| Zone {
         id: id.to_owned(),
         size: Bytes::gib(size),
