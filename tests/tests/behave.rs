@@ -21,15 +21,23 @@ const SWAP: &str = "echo 256M > /sys/block/zram0/disksize; mkswap /dev/zram0; sw
 const DISK: &str = "echo 32M > /sys/block/zram0/disksize";
 
 fn vm(prepare: &str) -> Result<Tessera> {
+    let config = config()?.memory(BOOT).set("memory.hotplug_size", MORE);
+    booted(config, prepare)
+}
+
+/// A guest that lacks memory besides that of its partitions.
+fn config() -> Result<Config> {
     let config = Config::vmlinux()?
-        .memory(BOOT)
         .vcpus(2)
         .with_programs()?
         .set("memory.partitions", json!({"size": 512 * MIB, "prepare": 256 * MIB}))
         .set("memory.hotplug_method", "VirtioMem")
-        .set("memory.hotplug_size", MORE)
         // What the OOM killer says is in dmesg, and not among the answers of the shell.
         .cmdline("memhp_default_state=online_movable loglevel=2");
+    Ok(config)
+}
+
+fn booted(config: Config, prepare: &str) -> Result<Tessera> {
     let vm = Vm::from(config).boot()?;
     vm.mount_cgroups()?;
     vm.shell("mount -t debugfs debug /sys/kernel/debug")?;
@@ -274,6 +282,23 @@ fn keeps_its_partition(case: &str) -> Result<()> {
     let left = kept(&vm, &json!({"id": "A", "timeout_ms": 2_000}))?;
     assert_eq!((&left["id"], &left["used"]), (&json!("A"), &json!(4096)), "{left:?}");
     assert_eq!(vm.complaints()?, "");
+    vm.power_off()
+}
+
+/// A function whose CPU is on another node than its partition.
+#[test]
+#[ignore = "needs a kernel with NUMA balancing: cargo xtask test --long"]
+fn with_the_debug_kernel_numa_balancing_moves_nothing_of_a_partition() -> Result<()> {
+    let zone = |id: &str| json!({"id": id, "size": BOOT});
+    let node = |number: u32, zone: &str| {
+        json!({"guest_numa_id": number, "cpus": [number], "memory_zones": [zone]})
+    };
+    let config = config()?
+        .memory(0)
+        .set("memory.zones", json!([zone("near"), zone("far")]))
+        .set("numa", json!([node(0, "near"), node(1, "far")]));
+    let vm = booted(config, "true")?;
+    run(&vm, "balance")?;
     vm.power_off()
 }
 

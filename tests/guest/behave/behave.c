@@ -158,16 +158,23 @@ void expect_in(const char *what, const void *memory, size_t size, enum place pla
 	free(entries);
 }
 
-void expect_unmoved(const char *what, const void *memory, size_t size, const uint64_t *frames)
+size_t moved_since(const void *memory, size_t size, const uint64_t *frames)
 {
 	uint64_t *now = frames_of(memory, size);
 	size_t moved = 0;
 
 	for (size_t i = 0; i < size / PAGE; i++)
 		moved += now[i] != frames[i];
+	free(now);
+	return moved;
+}
+
+void expect_unmoved(const char *what, const void *memory, size_t size, const uint64_t *frames)
+{
+	size_t moved = moved_since(memory, size, frames);
+
 	expect(!moved, "%s: expected no page moved, found %zu of %zu elsewhere", what, moved,
 	       size / PAGE);
-	free(now);
 }
 
 uint64_t kernel_page_word(const char *file, uint64_t frame)
@@ -365,9 +372,7 @@ long draining(const char *cgroup)
 	long found = -1;
 	glob_t matches;
 
-	snprintf(pattern, sizeof(pattern),
-		 "/sys/bus/virtio/drivers/virtio_mem/virtio*/partitions/%ld/used",
-		 ids[number_of_cgroup(cgroup)]);
+	snprintf(pattern, sizeof(pattern), PARTITIONS "%ld/used", ids[number_of_cgroup(cgroup)]);
 	if (glob(pattern, 0, NULL, &matches))
 		return -1;
 	/* It may go while we look. */

@@ -21,6 +21,9 @@
  */
 #define SLACK (3 * MIB)
 
+/* What the driver says of its partitions; a pattern. */
+#define PARTITIONS "/sys/bus/virtio/drivers/virtio_mem/virtio*/partitions/"
+
 /* Where a page is. */
 enum place { NOWHERE, SWAPPED, OUTSIDE, IN_A, IN_B, PLACES };
 
@@ -88,6 +91,8 @@ void expect_gone(const char *what, const char *cgroup);
 /* Pages. */
 void touch(void *memory, size_t size);
 uint64_t *frames_of(const void *memory, size_t size);
+/* How many pages are in other frames now. */
+size_t moved_since(const void *memory, size_t size, const uint64_t *frames);
 size_t pages_in(const void *memory, size_t size, enum place place);
 uint64_t kernel_page_word(const char *file, uint64_t frame);
 enum place place_of_frame(uint64_t frame);

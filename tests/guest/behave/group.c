@@ -167,12 +167,11 @@ static void woken(void)
 /* How many partitions have ATTRIBUTE so, and the NUMBER of one of them. */
 static int partitions_with(const char *attribute, const char *wanted, long *number)
 {
-	static const char dir[] = "/sys/bus/virtio/drivers/virtio_mem/virtio*/partitions/";
 	char pattern[128], text[64];
 	glob_t found;
 	int count = 0;
 
-	snprintf(pattern, sizeof(pattern), "%s*/%s", dir, attribute);
+	snprintf(pattern, sizeof(pattern), PARTITIONS "*/%s", attribute);
 	if (glob(pattern, 0, NULL, &found))
 		return 0;
 	for (size_t i = 0; i < found.gl_pathc; i++) {

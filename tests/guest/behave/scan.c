@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Who goes over all memory: KSM, compaction, memory offlining, readers of page frames. */
+/* Who goes over all memory: KSM, compaction, NUMA balancing, memory offlining, readers of frames. */
 #include "behave.h"
 
 #include <elf.h>
+#include <sched.h>
 
 #define SIZE (4 * MIB)
 #define KSM "/sys/kernel/mm/ksm/"
@@ -96,6 +97,62 @@ static void compact(void)
 {
 	bind_to(FN0, "");
 	in_function(compact_body);
+	expect_empty("used after its end", FN0);
+}
+
+/* NUMA balancing takes a function's pages to the node that it runs on, and none of its partition. */
+
+static void run_on(int cpu)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	if (sched_setaffinity(0, sizeof(one), &one))
+		die("sched_setaffinity");
+}
+
+static char *map_small_pages(uint64_t seed)
+{
+	char *mem = map_memory(SIZE);
+
+	madvise(mem, SIZE, MADV_NOHUGEPAGE);
+	fill(mem, SIZE, seed);
+	return mem;
+}
+
+/* One process has both, so both are looked at in the same rounds. */
+static void balance_body(void)
+{
+	uint64_t *outside_frames, *frames;
+	char *outside, *mem;
+	size_t moved = 0;
+
+	run_on(0);
+	must_join(OUT);
+	outside = map_small_pages(1);
+	must_join(FN0);
+	mem = map_small_pages(2);
+	outside_frames = frames_of(outside, SIZE);
+	frames = frames_of(mem, SIZE);
+	run_on(1);
+	for (int round = 0; round < 20000 && moved < SIZE / PAGE * 9 / 10; round++) {
+		expect_holds("memory outside", outside, SIZE, 1);
+		expect_holds("memory", mem, SIZE, 2);
+		moved = moved_since(outside, SIZE, outside_frames);
+	}
+	expect_at_least("pages outside that moved", moved, SIZE / PAGE * 9 / 10);
+	expect_unmoved("memory", mem, SIZE, frames);
+	expect_in("memory", mem, SIZE, IN_A);
+}
+
+static void balance(void)
+{
+	bind_to(FN0, "");
+	set("/proc/sys/kernel/numa_balancing", "1");
+	in_function(balance_body);
+	/* It moves pages of others too, which must not count for the release. */
+	set("/proc/sys/kernel/numa_balancing", "0");
 	expect_empty("used after its end", FN0);
 }
 
@@ -336,6 +393,7 @@ static void kcore(void)
 const struct behaviour scan_cases[] = {
 	{ "ksm", ksm },
 	{ "compact", compact },
+	{ "balance", balance },
 	{ "offline", offline },
 	{ "frames", frames },
 	{ "frames-churn", frames_churn },
