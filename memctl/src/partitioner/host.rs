@@ -24,10 +24,16 @@ pub enum HostError {
     #[error("there is a partition {0} already")]
     NameTaken(PartitionName),
     /// As many partitions as the layout allows.
-    #[error("there are {0} partitions already, as many as the VM may have")]
+    #[error(
+        "there are {0} partitions already, as many as the VM may have; make memory.partitions.max \
+         larger when the VM is created"
+    )]
     TooManyPartitions(u32),
     /// Too few blocks are free, or in more pieces than a partition may have.
-    #[error("no room for {wanted} more in the region, where {free} is free for partitions")]
+    #[error(
+        "no room for {wanted} more in the region, where {free} is free for partitions; make \
+         memory.partitions.size larger when the VM is created"
+    )]
     NoRoom {
         /// What is to be placed.
         wanted: Bytes,

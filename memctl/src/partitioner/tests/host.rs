@@ -256,6 +256,19 @@ fn there_are_never_more_partitions_than_the_layout_allows() {
 }
 
 #[test]
+fn a_vm_made_too_small_says_what_would_make_it_larger() {
+    let mut memory = channel();
+    for name in 0..8 {
+        add(&mut memory, &format!("f{name}"), 1);
+    }
+    let full = refused(&mut memory, "f8", 1, None).to_string();
+    assert!(full.ends_with("make memory.partitions.max larger when the VM is created"), "{full}");
+    memory.remove(memory.find("f7").unwrap().id(), &mut |_| {}).unwrap();
+    let full = refused(&mut memory, "f8", 64, None).to_string();
+    assert!(full.ends_with("make memory.partitions.size larger when the VM is created"), "{full}");
+}
+
+#[test]
 fn what_one_partition_keeps_is_no_room_for_another() {
     let mut memory = channel();
     let kept = plugged(&mut memory, "fn-1", 8);
