@@ -107,29 +107,31 @@ impl fmt::Display for Bytes {
 /// Why a text is no size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseBytesError {
-    /// Something else than digits and one of the three suffixes.
-    #[error("not a size; write a number, alone or followed by K, M or G")]
+    /// Something else than digits and one of the suffixes.
+    #[error("not a size; write a number, alone or followed by K, M, G or T, as in 512M or 512MiB")]
     NotASize,
     /// More than 2^64 - 1 bytes.
     #[error("a size over 2^64 bytes")]
     Overflow,
 }
 
-/// Reads `4096`, `1024K`, `512M` or `4G`; the suffixes are powers of 1024.
+/// Reads `4096`, `1024K`, `512M`, `4G` or `1T`, also with `iB` behind; suffixes are powers of 1024.
 impl FromStr for Bytes {
     type Err = ParseBytesError;
 
     fn from_str(text: &str) -> Result<Self, ParseBytesError> {
-        let (digits, shift) = match text.as_bytes().last() {
-            Some(b'K') => (&text[..text.len() - 1], 10),
-            Some(b'M') => (&text[..text.len() - 1], 20),
-            Some(b'G') => (&text[..text.len() - 1], 30),
-            _ => (text, 0),
-        };
         // `u64::from_str` alone would take a leading plus sign.
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(ParseBytesError::NotASize);
-        }
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (digits, unit) = text.split_at(digits);
+        let shift = match unit {
+            _ if digits.is_empty() => return Err(ParseBytesError::NotASize),
+            "" => 0,
+            "K" | "KiB" => 10,
+            "M" | "MiB" => 20,
+            "G" | "GiB" => 30,
+            "T" | "TiB" => 40,
+            _ => return Err(ParseBytesError::NotASize),
+        };
         let count: u64 = digits.parse().map_err(|_| ParseBytesError::Overflow)?;
         count.checked_mul(1 << shift).map(Self).ok_or(ParseBytesError::Overflow)
     }
@@ -147,20 +149,30 @@ mod tests {
         assert_eq!("1024K".parse(), Ok(Bytes::mib(1)));
         assert_eq!("512M".parse(), Ok(Bytes::mib(512)));
         assert_eq!("4G".parse(), Ok(Bytes::gib(4)));
+        assert_eq!("2T".parse(), Ok(Bytes::gib(2048)));
         assert_eq!("18446744073709551615".parse(), Ok(Bytes::new(u64::MAX)));
     }
 
     #[test]
+    fn suffixes_may_be_written_out() {
+        for unit in ["K", "M", "G", "T"] {
+            let [short, long] = ["", "iB"].map(|end| format!("3{unit}{end}").parse::<Bytes>());
+            assert!(short.is_ok() && short == long, "{unit}");
+        }
+    }
+
+    #[test]
     fn what_is_no_size_is_refused() {
-        for text in ["", "K", "+1", "-1", " 1", "1 M", "1.5G", "0x10", "1k", "1MM", "1T", "é", "1é"]
-        {
+        let numbers = ["", "K", "iB", "MiB", "+1", "-1", " 1", "1.5G", "0x10", "é"];
+        let units = ["1 M", "1k", "1MM", "1iB", "1B", "1MB", "1Mi", "1mib", "1MiBM", "1P", "1é"];
+        for text in numbers.into_iter().chain(units) {
             assert_eq!(text.parse::<Bytes>(), Err(ParseBytesError::NotASize), "{text:?}");
         }
     }
 
     #[test]
     fn overflow_is_refused() {
-        for text in ["18446744073709551616", "17179869184G", "99999999999999999999999K"] {
+        for text in ["18446744073709551616", "16777216T", "99999999999999999999999KiB"] {
             assert_eq!(text.parse::<Bytes>(), Err(ParseBytesError::Overflow), "{text}");
         }
     }

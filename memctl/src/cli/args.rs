@@ -13,9 +13,13 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 /// The longest, in milliseconds: an hour.
 const MAX_TIME: u64 = 3_600_000;
 
+/// What all commands have in common, below the list of them.
+const SIZES: &str =
+    "Sizes are a number of bytes, or one followed by K, M, G or T, also as KiB, MiB, GiB, TiB.";
+
 /// See and steer the memory of a running VM
 #[derive(Debug, Parser)]
-#[command(name = "memctl", version, max_term_width = 100)]
+#[command(name = "memctl", version, max_term_width = 100, after_help = SIZES)]
 pub(crate) struct Cli {
     /// The socket that `tessera --api-socket PATH` made
     #[arg(long, global = true, value_name = "PATH")]
@@ -38,7 +42,7 @@ impl Cli {
     }
 }
 
-/// What to do. Sizes are a number of bytes, or one followed by K, M or G.
+/// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the VM's shared memory and its partitions
@@ -174,6 +178,12 @@ mod tests {
         let Command::Rm(remove) = cli.command else { panic!("{cli:?}") };
         assert_eq!((remove.timeout, remove.evacuate), (Duration::from_secs(5), true));
         assert!(cli.json, "options may follow the command");
+    }
+
+    #[test]
+    fn help_says_what_a_size_is() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.ends_with(&format!("{SIZES}\n")), "{help}");
     }
 
     #[test]
