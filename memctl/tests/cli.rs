@@ -216,6 +216,24 @@ fn refusals_show_the_monitors_chain_and_what_to_do() {
 }
 
 #[test]
+fn zones_have_a_row_each() {
+    let mut info = info();
+    let zone = |id: &str| json!({"id": id, "size": 1 << 29});
+    info["config"]["memory"] = json!({"size": 0, "zones": [zone("near"), zone("far")]});
+    info["device_tree"]["__mem_far"] = info["device_tree"]["_mem0"].clone();
+    let vm = Monitor::new(move |call, _| match call {
+        "vm.info" => (200, info.to_string()),
+        _ => (200, "[]".to_owned()),
+    });
+    let expected = "\
+ID           STATE        SIZE  PLUGGED  USED  PEAK  LAST RELEASE
+(zone near)  Running   512 MiB  512 MiB     -     -             -
+(zone far)   Running  1536 MiB    1 GiB     -     -             -
+";
+    assert_eq!(vm.run("ls"), (0, expected.into(), String::new()));
+}
+
+#[test]
 fn monitors_that_are_not_there_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api");

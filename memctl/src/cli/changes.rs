@@ -6,14 +6,13 @@ use std::time::Duration;
 use memctl::Bytes;
 use serde_json::{Value, json};
 
-use super::table::SHARED;
-use super::text::{Line, Tone, time};
-use super::view::{Look, Machine, Partition};
+use super::text::{Line, Tone, listed, time};
+use super::view::{Look, Partition};
 
 /// Something that is not as it was.
 #[derive(Debug)]
 pub(super) struct Change {
-    /// A partition's name, or [`SHARED`].
+    /// A partition's name, or that of shared memory.
     id: String,
     /// What happened, for people.
     what: String,
@@ -45,19 +44,18 @@ impl Change {
 pub(super) fn changes(before: Option<&Look>, after: &Look) -> Vec<Change> {
     let was = before.map(by_id).unwrap_or_default();
     let is = by_id(after);
-    let gone = was.iter().filter(|(id, _)| !is.contains_key(*id)).map(|(id, (_, json))| Change {
+    let gone = was.iter().filter(|(id, _)| !is.contains_key(*id)).map(|(id, old)| Change {
         id: (*id).into(),
         what: "gone".into(),
         tone: Tone::Plain,
-        before: (*json).clone(),
+        before: old.json.clone(),
         after: Value::Null,
     });
     // In the monitor's order, which is that of their age.
-    let changed = after.partitions.iter().filter_map(|partition| {
-        let (_, json) = is.get(partition.id.as_str())?;
+    let changed = after.rows().filter_map(|partition| {
         let old = was.get(partition.id.as_str());
         let what = match old {
-            Some((old, _)) => difference(old, partition),
+            Some(old) => difference(old, partition),
             None if before.is_some() => format!("added: {}", description(partition)),
             None => description(partition),
         };
@@ -65,53 +63,20 @@ pub(super) fn changes(before: Option<&Look>, after: &Look) -> Vec<Change> {
             id: partition.id.clone(),
             what,
             tone: Tone::of_state(&partition.state),
-            before: old.map_or(Value::Null, |(_, json)| (*json).clone()),
-            after: (*json).clone(),
+            before: old.map_or(Value::Null, |old| old.json.clone()),
+            after: partition.json.clone(),
         })
     });
-    shared(before, after).into_iter().chain(gone).chain(changed).collect()
+    gone.chain(changed).collect()
 }
 
-/// Each partition and its JSON.
-fn by_id(look: &Look) -> BTreeMap<&str, (&Partition, &Value)> {
-    let values = look.list.as_array().into_iter().flatten();
-    let pairs = look.partitions.iter().zip(values);
-    pairs.map(|(partition, json)| (partition.id.as_str(), (partition, json))).collect()
-}
-
-fn shared(before: Option<&Look>, after: &Look) -> Option<Change> {
-    let (machine, shared) = (&after.machine, &after.machine.shared);
-    let what = match before.map(|look| &look.machine) {
-        Some(old) => listed([
-            moved("", &old.state, &machine.state),
-            moved("size ", &old.shared.requested, &shared.requested),
-            moved("plugged ", &old.shared.plugged, &shared.plugged),
-        ]),
-        None => format!("{}, {}", machine.state, plugged(shared.plugged, shared.requested)),
-    };
-    (!what.is_empty()).then(|| Change {
-        id: SHARED.into(),
-        what,
-        tone: Tone::Plain,
-        before: before.map_or(Value::Null, |look| shared_json(&look.machine)),
-        after: shared_json(machine),
-    })
-}
-
-fn shared_json(machine: &Machine) -> Value {
-    let shared = &machine.shared;
-    json!({
-        "state": machine.state,
-        "requested": shared.requested.as_u64(),
-        "plugged": shared.plugged.as_u64(),
-        "peak": shared.peak.as_u64(),
-    })
+fn by_id(look: &Look) -> BTreeMap<&str, &Partition> {
+    look.rows().map(|partition| (partition.id.as_str(), partition)).collect()
 }
 
 fn description(partition: &Partition) -> String {
     let used = partition.used.map(|used| format!("{used} used"));
-    let state = Some(partition.state.clone());
-    listed([state, Some(plugged(partition.plugged, partition.size)), used])
+    listed([Some(partition.progress()), used])
 }
 
 fn difference(old: &Partition, new: &Partition) -> String {
@@ -128,10 +93,6 @@ fn difference(old: &Partition, new: &Partition) -> String {
     ])
 }
 
-fn plugged(plugged: Bytes, wanted: Bytes) -> String {
-    format!("{plugged} of {wanted} plugged")
-}
-
 fn moved<T: PartialEq + ToString>(what: &str, old: &T, new: &T) -> Option<String> {
     (old != new).then(|| format!("{what}{} -> {}", old.to_string(), new.to_string()))
 }
@@ -140,12 +101,9 @@ fn known(used: Option<Bytes>) -> String {
     used.map_or_else(|| "unknown".into(), |used| used.to_string())
 }
 
-fn listed<const N: usize>(parts: [Option<String>; N]) -> String {
-    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::view::SHARED;
     use super::*;
 
     fn look(list: Value) -> Look {
@@ -195,9 +153,12 @@ mod tests {
 
     #[test]
     fn shared_memory_is_told_apart_from_partitions() {
-        let (before, mut after) = (look(json!([])), look(json!([])));
-        after.machine.shared.requested = Bytes::gib(2);
-        after.machine.state = "Paused".into();
+        let before = look(json!([]));
+        let info = json!({
+            "state": "Paused", "config": {"memory": {"size": 1 << 30}},
+            "device_tree": {"__mem": {"memory": {"shared": {"requested": 1 << 30}}}},
+        });
+        let after = Look::new(info, json!([])).unwrap();
         let [change] = &changes(Some(&before), &after)[..] else { panic!("one change") };
         assert_eq!(change.what, "Running -> Paused, size 1 GiB -> 2 GiB");
         let json: Value = serde_json::from_str(&change.json(Duration::ZERO)).unwrap();

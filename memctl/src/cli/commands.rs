@@ -12,7 +12,7 @@ use super::client::{CallError, Client, Reply};
 use super::live;
 use super::table::table;
 use super::text::time;
-use super::view::{Look, Partition, partition};
+use super::view::Partition;
 
 /// How long the monitor may take to answer, besides what it is told to wait.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -74,11 +74,11 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
 }
 
 fn list(client: &Client, json: bool) -> Result<(), Failure> {
-    let Look { info, list, machine, partitions } = live::look(client, PATIENCE)?;
+    let look = live::look(client, PATIENCE)?;
     if json {
-        return print_json(&json!({"info": info, "partitions": list}));
+        return print_json(&look.json());
     }
-    print(&table(&machine, &partitions, wants_colours()))
+    print(&table(&look, wants_colours()))
 }
 
 fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
@@ -89,7 +89,7 @@ fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
     });
     let reply = client.put("vm.add-partition", &body, PATIENCE)?;
     tell("vm.add-partition", reply, json, |partition| match partition {
-        Some(partition) => format!("{id}: added, {}", progress(&partition)),
+        Some(partition) => format!("{id}: added, {}", partition.progress()),
         None => format!("{id}: added"),
     })
 }
@@ -115,7 +115,7 @@ fn resize(client: &Client, args: &Resize, json: bool) -> Result<(), Failure> {
     let body = json!({"id": id.as_str(), "size": size.as_u64()});
     let reply = client.put("vm.resize-partition", &body, PATIENCE)?;
     tell("vm.resize-partition", reply, json, |partition| match partition {
-        Some(partition) => format!("{id}: {}", progress(&partition)),
+        Some(partition) => format!("{id}: {}", partition.progress()),
         None => format!("{id}: is to have {size} already"),
     })
 }
@@ -146,14 +146,8 @@ fn tell(
     if json {
         return print_json(&reply.unwrap_or_default());
     }
-    let partition = reply.map(|value| partition(call, &value)).transpose()?;
+    let partition = reply.map(|value| Partition::new(call, value)).transpose()?;
     print(&(words(partition) + "\n"))
-}
-
-/// How far the guest is with what it is to have.
-fn progress(partition: &Partition) -> String {
-    let Partition { state, plugged, size, .. } = partition;
-    format!("{state}, {plugged} of {size} plugged")
 }
 
 fn print_json(value: &Value) -> Result<(), Failure> {

@@ -5,8 +5,6 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::bars::Glyphs;
 use super::changes::changes;
 use super::client::{CallError, Client};
@@ -72,8 +70,7 @@ pub(super) fn top(client: &Client, interval: Duration, json: bool) -> Result<(),
 fn stream(client: &Client, interval: Duration) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     loop {
-        let Look { info, list, .. } = look(client, PATIENCE)?;
-        writeln!(output, "{}", json!({"info": info, "partitions": list}))?;
+        writeln!(output, "{}", look(client, PATIENCE)?.json())?;
         output.flush()?;
         thread::sleep(interval);
     }

@@ -1,10 +1,7 @@
 //! The table of `memctl ls`.
 
 use super::text::{Line, Tone, size, time};
-use super::view::{Machine, Partition};
-
-/// What shared memory is called where partitions have their names; no partition can be called so.
-pub(super) const SHARED: &str = "(shared)";
+use super::view::{Look, Partition};
 
 const HEADINGS: [&str; 7] = ["ID", "STATE", "SIZE", "PLUGGED", "USED", "PEAK", "LAST RELEASE"];
 /// Columns of text, to the left; numbers go to the right.
@@ -13,9 +10,8 @@ const TEXTS: usize = 2;
 type Row = [String; HEADINGS.len()];
 
 /// The VM's shared memory and its partitions, a line each.
-pub(super) fn table(machine: &Machine, partitions: &[Partition], colours: bool) -> String {
-    let rows: Vec<Row> =
-        std::iter::once(shared_row(machine)).chain(partitions.iter().map(row)).collect();
+pub(super) fn table(look: &Look, colours: bool) -> String {
+    let rows: Vec<Row> = look.rows().map(row).collect();
     let width = |at: usize| {
         let cells = rows.iter().map(|row| row[at].chars().count());
         cells.max().unwrap_or(0).max(HEADINGS[at].len())
@@ -42,20 +38,6 @@ fn line(row: &Row, widths: &[usize], tone: impl Fn(usize) -> Tone) -> Line {
     line
 }
 
-fn shared_row(machine: &Machine) -> Row {
-    let shared = &machine.shared;
-    let unknown = || "-".to_owned();
-    [
-        SHARED.into(),
-        machine.state.clone(),
-        shared.requested.to_string(),
-        shared.plugged.to_string(),
-        unknown(),
-        unknown(),
-        unknown(),
-    ]
-}
-
 fn row(partition: &Partition) -> Row {
     [
         partition.id.clone(),
@@ -70,46 +52,39 @@ fn row(partition: &Partition) -> Row {
 
 #[cfg(test)]
 mod tests {
-    use memctl::Bytes;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::cli::view::Shared;
 
-    fn machine() -> Machine {
-        let gib = Bytes::gib(1);
-        let shared = Shared { requested: Bytes::gib(2), plugged: gib, peak: gib };
-        Machine { state: "Running".into(), actual: gib, shared }
+    fn shown(list: Value, colours: bool) -> String {
+        let info = json!({
+            "state": "Running", "config": {"memory": {"size": 1 << 30}},
+            "device_tree": {"__mem": {"memory": {"shared": {"requested": 1 << 30}}}},
+        });
+        table(&Look::new(info, list).unwrap(), colours)
     }
 
     #[test]
     fn columns_line_up() {
-        let partition = Partition {
-            id: "a-long-name".into(),
-            state: "bound".into(),
-            size: Bytes::mib(512),
-            plugged: Bytes::mib(512),
-            used: Some(Bytes::kib(700)),
-            used_peak: Some(Bytes::mib(300)),
-            last_release_us: Some(1500),
-            ..Partition::default()
-        };
+        let list = json!([
+            {"id": "a-long-name", "state": "bound", "size": 512 << 20, "plugged": 512 << 20,
+             "used": 700 << 10, "used_peak": 300 << 20, "last_release_us": 1500},
+        ]);
         let expected = "\
 ID           STATE       SIZE  PLUGGED     USED     PEAK  LAST RELEASE
 (shared)     Running    2 GiB    1 GiB        -        -             -
 a-long-name  bound    512 MiB  512 MiB  700 KiB  300 MiB      1.500 ms
 ";
-        assert_eq!(table(&machine(), &[partition], false), expected);
+        assert_eq!(shown(list, false), expected);
     }
 
     #[test]
     fn colours_change_no_column() {
-        let partition =
-            Partition { id: "a".into(), state: "draining".into(), ..Partition::default() };
-        let partitions = [partition];
-        let coloured = table(&machine(), &partitions, true);
+        let list = json!([{"id": "a", "state": "draining"}]);
+        let coloured = shown(list.clone(), true);
         assert!(coloured.contains("\x1b[35mdraining\x1b[0m"), "{coloured}");
         let stripped = coloured.replace("\x1b[35m", "").replace("\x1b[1m", "");
         let stripped = stripped.replace("\x1b[0m", "");
-        assert_eq!(stripped, table(&machine(), &partitions, false));
+        assert_eq!(stripped, shown(list, false));
     }
 }

@@ -116,6 +116,11 @@ pub(super) fn size(bytes: Option<Bytes>) -> String {
     bytes.map_or_else(|| "-".into(), |bytes| bytes.to_string())
 }
 
+/// What there is of `parts`, with commas between.
+pub(super) fn listed<const N: usize>(parts: [Option<String>; N]) -> String {
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 /// A time in microseconds that may not have come yet.
 pub(super) fn time(micros: Option<u64>) -> String {
     let Some(micros) = micros else { return "-".into() };

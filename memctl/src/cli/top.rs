@@ -5,9 +5,8 @@ use std::fmt::Display;
 use memctl::Bytes;
 
 use super::bars::{Glyphs, Levels, bar};
-use super::table::SHARED;
 use super::text::{Line, Tone, size};
-use super::view::{Look, Partition};
+use super::view::{Look, Partition, SHARED};
 
 /// The longest name that is shown whole: with it the sizes still fit 80 columns.
 const MAX_NAME: usize = 20;
@@ -16,8 +15,8 @@ const STATE: usize = 9;
 const SIZE: usize = 11;
 /// The shortest bar worth drawing.
 const MIN_BAR: usize = 8;
-/// Lines that are no partition: title, headings, shared memory, foot.
-const FRAME: usize = 4;
+/// Lines that are no memory: title, headings, foot.
+const FRAME: usize = 3;
 
 /// What is drawn.
 #[derive(Debug)]
@@ -36,13 +35,13 @@ pub(super) struct Top {
 
 /// The picture: at most `height` lines of at most `width` characters, without line ends.
 pub(super) fn render(top: &Top, width: usize, height: usize) -> Vec<String> {
-    let columns = Columns::new(&top.look.partitions, width);
-    let room = height.saturating_sub(FRAME);
-    let first = first_in_view(top, height);
+    let columns = Columns::new(&top.look, width);
+    let (room, first) = (room(top, height), first_in_view(top, height));
     let scale = scale(&top.look.partitions);
-    let partitions = top.look.partitions.iter().skip(first).take(room);
-    let mut lines = vec![title(top), columns.headings(), columns.shared(top)];
-    lines.extend(partitions.map(|partition| columns.partition(partition, top.glyphs, scale)));
+    let shared = top.look.machine.shared.iter().map(|row| (row, levels(row).extent()));
+    let partitions = top.look.partitions.iter().skip(first).take(room).map(|row| (row, scale));
+    let mut lines = vec![title(top), columns.headings()];
+    lines.extend(shared.chain(partitions).map(|(row, scale)| columns.row(row, top.glyphs, scale)));
     // The foot stays at the bottom, whatever is above it.
     lines.resize(height.saturating_sub(1), Line::default());
     lines.push(foot(top, first, room));
@@ -50,10 +49,14 @@ pub(super) fn render(top: &Top, width: usize, height: usize) -> Vec<String> {
     lines.iter().map(|line| line.render(width, top.colours)).collect()
 }
 
+/// How many partitions there is room for.
+fn room(top: &Top, height: usize) -> usize {
+    height.saturating_sub(FRAME + top.look.machine.shared.len())
+}
+
 /// The first partition in view, so that a full view stays full.
 pub(super) fn first_in_view(top: &Top, height: usize) -> usize {
-    let room = height.saturating_sub(FRAME);
-    top.first.min(top.look.partitions.len().saturating_sub(room))
+    top.first.min(top.look.partitions.len().saturating_sub(room(top, height)))
 }
 
 /// The largest partition fills its bar, so that partitions can be compared.
@@ -110,9 +113,9 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(partitions: &[Partition], width: usize) -> Self {
-        let names = partitions.iter().map(|partition| partition.id.len()).max().unwrap_or(0);
-        let name = names.clamp(SHARED.len(), MAX_NAME);
+    fn new(look: &Look, width: usize) -> Self {
+        let name = look.rows().map(|row| row.id.len()).max().unwrap_or(0);
+        let name = name.clamp(SHARED.len(), MAX_NAME);
         // Each column has a space after it, and the bar two brackets.
         let taken = name + 1 + STATE + 1 + 4 * (SIZE + 1) + 2;
         let left = width.saturating_sub(taken);
@@ -126,21 +129,12 @@ impl Columns {
         cells(text, ["USED", "PEAK", "PLUGGED", "SIZE"], Tone::Strong)
     }
 
-    fn shared(&self, top: &Top) -> Line {
-        let (machine, shared) = (&top.look.machine, &top.look.machine.shared);
-        let (plugged, requested) = (shared.plugged, shared.requested);
-        let levels = Levels { used: Bytes::ZERO, plugged, requested };
-        let line = self.start(SHARED, &machine.state, [Tone::Plain; 2]);
-        let line = self.bar(line, top.glyphs, levels, levels.extent());
-        sizes(line, [None, None, Some(plugged), Some(requested)])
-    }
-
-    fn partition(&self, partition: &Partition, glyphs: Glyphs, scale: Bytes) -> Line {
-        let state = Tone::of_state(&partition.state);
-        let line = self.start(&partition.id, &partition.state, [Tone::Plain, state]);
-        let line = self.bar(line, glyphs, levels(partition), scale);
-        let &Partition { used, used_peak, plugged, size, .. } = partition;
-        sizes(line, [used, used_peak, Some(plugged), Some(size)])
+    fn row(&self, row: &Partition, glyphs: Glyphs, scale: Bytes) -> Line {
+        let state = Tone::of_state(&row.state);
+        let line = self.start(&row.id, &row.state, [Tone::Plain, state]);
+        let line = self.bar(line, glyphs, levels(row), scale);
+        let &Partition { used, used_peak, plugged, size: all, .. } = row;
+        cells(line, [used, used_peak, Some(plugged), Some(all)].map(size), Tone::Plain)
     }
 
     fn start(&self, id: &str, state: &str, [id_tone, state_tone]: [Tone; 2]) -> Line {
@@ -156,10 +150,6 @@ impl Columns {
         let line = line.then("[", Tone::Faint);
         bar(line, glyphs, levels, scale, self.bar).then("]", Tone::Faint)
     }
-}
-
-fn sizes(line: Line, sizes: [Option<Bytes>; 4]) -> Line {
-    cells(line, sizes.map(size), Tone::Plain)
 }
 
 fn cells(line: Line, cells: [impl Display; 4], tone: Tone) -> Line {
@@ -206,6 +196,17 @@ mod tests {
         let lines = render(&top(2), 100, 10);
         let ends: Vec<usize> = lines[1..5].iter().map(|line| line.chars().count()).collect();
         assert_eq!(ends, [100; 4]);
+    }
+
+    #[test]
+    fn each_zone_has_a_line_and_partitions_have_the_rest() {
+        let mut top = top(50);
+        let zone = |id: &str| Partition { id: id.into(), ..top.look.machine.shared[0].clone() };
+        top.look.machine.shared = vec![zone("(zone near)"), zone("(zone far)")];
+        let lines = render(&top, 100, 10);
+        assert!(lines[3].starts_with("(zone far)  Running"), "{lines:#?}");
+        assert!(lines[4].starts_with("fn-0 ") && lines[8].starts_with("fn-4 "), "{lines:#?}");
+        assert!(lines[9].starts_with("1-5 of 50"), "{lines:#?}");
     }
 
     #[test]

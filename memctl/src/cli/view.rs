@@ -5,21 +5,25 @@ use std::collections::BTreeMap;
 
 use memctl::Bytes;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::CallError;
 use super::text::plain_name;
 
+/// What shared memory is called where partitions have their names; no partition can be called so.
+pub(super) const SHARED: &str = "(shared)";
+/// Device identifiers start so, with a number or a zone's name behind.
+const SLOT: &str = "__slot";
+const ZONE: &str = "__mem_";
+
 /// All there is to see at one time.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Look {
     /// The monitor's answer to `vm.info`.
     pub(super) info: Value,
-    /// Its answer to `vm.partitions`.
-    pub(super) list: Value,
-    /// What the first says.
+    /// The VM as a whole.
     pub(super) machine: Machine,
-    /// What the second says, in its order.
+    /// What `vm.partitions` says, in its order.
     pub(super) partitions: Vec<Partition>,
 }
 
@@ -29,14 +33,24 @@ impl Look {
     /// # Errors
     /// [`CallError::Json`] when a field has another type than it should.
     pub(super) fn new(info: Value, list: Value) -> Result<Self, CallError> {
-        let (machine, partitions) = (machine(&info)?, partitions(&list)?);
-        Ok(Self { info, list, machine, partitions })
+        let (machine, partitions) = (machine(&info)?, partitions(list)?);
+        Ok(Self { info, machine, partitions })
+    }
+
+    /// The two answers, for programs.
+    pub(super) fn json(&self) -> Value {
+        let list: Value = self.partitions.iter().map(|partition| partition.json.clone()).collect();
+        json!({"info": self.info, "partitions": list})
+    }
+
+    /// Shared memory, then the partitions.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &Partition> {
+        self.machine.shared.iter().chain(&self.partitions)
     }
 }
 
 /// One partition, as in `vm.partitions`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "RawPartition")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Partition {
     /// Its name, safe to print.
     pub(super) id: String,
@@ -58,6 +72,8 @@ pub(super) struct Partition {
     pub(super) last_release_us: Option<u64>,
     /// How long its removal took, in microseconds.
     pub(super) removal_us: Option<u64>,
+    /// All that the monitor said.
+    pub(super) json: Value,
 }
 
 #[derive(Default, Deserialize)]
@@ -75,9 +91,15 @@ struct RawPartition {
     removal_us: Option<u64>,
 }
 
-impl From<RawPartition> for Partition {
-    fn from(raw: RawPartition) -> Self {
-        Self {
+impl Partition {
+    /// Reads the partition that `call` was answered.
+    ///
+    /// # Errors
+    /// [`CallError::Json`] when it is none.
+    pub(super) fn new(call: &'static str, json: Value) -> Result<Self, CallError> {
+        let raw = RawPartition::deserialize(&json);
+        let raw = raw.map_err(|source| CallError::Json { call, source })?;
+        Ok(Self {
             id: plain_name(&raw.id),
             state: plain_name(&raw.state),
             size: Bytes::new(raw.size),
@@ -89,30 +111,27 @@ impl From<RawPartition> for Partition {
             stuck: Bytes::new(raw.stuck),
             last_release_us: raw.last_release_us,
             removal_us: raw.removal_us,
-        }
+            json,
+        })
+    }
+
+    /// How far the guest is with what it is to have.
+    pub(super) fn progress(&self) -> String {
+        let Self { state, plugged, size, .. } = self;
+        format!("{state}, {plugged} of {size} plugged")
     }
 }
 
 /// The VM as a whole, from `vm.info`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Machine {
     /// Where the VM is in its life, safe to print.
     pub(super) state: String,
     /// All the RAM the guest has.
     pub(super) actual: Bytes,
-    /// Its memory that is no partition's.
-    pub(super) shared: Shared,
-}
-
-/// The VM's shared memory: the RAM it booted with, and what was plugged without an owner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Shared {
-    /// What it is wanted to be.
-    pub(super) requested: Bytes,
-    /// What it is.
-    pub(super) plugged: Bytes,
-    /// The most it ever was.
-    pub(super) peak: Bytes,
+    /// Its memory that is no partition's, told as if it were one: the RAM it booted with, and what
+    /// was plugged without an owner. With memory zones, one for each.
+    pub(super) shared: Vec<Partition>,
 }
 
 #[derive(Default, Deserialize)]
@@ -140,6 +159,7 @@ struct Memory {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Zone {
+    id: String,
     size: u64,
 }
 
@@ -155,7 +175,7 @@ struct Region {
     shared: Account,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default)]
 struct Account {
     requested: u64,
@@ -163,23 +183,54 @@ struct Account {
     peak: u64,
 }
 
+impl Account {
+    /// The monitor's numbers add up; a liar's must not wrap.
+    fn and(self, other: &Self) -> Self {
+        Self {
+            requested: self.requested.saturating_add(other.requested),
+            plugged: self.plugged.saturating_add(other.plugged),
+            peak: self.peak.saturating_add(other.peak),
+        }
+    }
+}
+
 impl From<Info> for Machine {
     fn from(info: Info) -> Self {
-        let memory = &info.config.memory;
-        let zones = memory.zones.iter().flatten().map(|zone| zone.size);
-        let booted = zones.fold(memory.size, u64::saturating_add);
-        let regions = || info.device_tree.values().filter_map(|device| device.memory.as_ref());
-        // The monitor's numbers add up; a liar's must not wrap.
-        let with_booted = |part: fn(&Account) -> u64| {
-            Bytes::new(regions().map(|r| part(&r.shared)).fold(booted, u64::saturating_add))
+        let state = plain_name(&info.state);
+        let devices = info.device_tree.iter();
+        let accounts =
+            devices.filter_map(|(id, device)| Some((id, device.memory.as_ref()?.shared)));
+        // What a slot has is its partition's, also where an older monitor counts it as shared.
+        let accounts: BTreeMap<_, _> = accounts.filter(|(id, _)| !id.starts_with(SLOT)).collect();
+        let zone = |zone: &Zone| {
+            let id = format!("(zone {})", plain_name(&zone.id));
+            shared(id, &state, zone.size, accounts.get(&format!("{ZONE}{}", zone.id)))
         };
-        let shared = Shared {
-            requested: with_booted(|shared| shared.requested),
-            plugged: with_booted(|shared| shared.plugged),
-            peak: with_booted(|shared| shared.peak),
+        let Memory { size, zones } = &info.config.memory;
+        let shared = match zones.as_deref().unwrap_or_default() {
+            [] => vec![shared(SHARED.into(), &state, *size, accounts.values())],
+            zones => zones.iter().map(zone).collect(),
         };
-        let actual = Bytes::new(info.memory_actual_size);
-        Self { state: plain_name(&info.state), actual, shared }
+        Self { state, actual: Bytes::new(info.memory_actual_size), shared }
+    }
+}
+
+/// `booted` bytes of RAM, and what was plugged.
+fn shared<'a>(
+    id: String,
+    state: &str,
+    booted: u64,
+    plugged: impl IntoIterator<Item = &'a Account>,
+) -> Partition {
+    let booted = Account { requested: booted, plugged: booted, peak: booted };
+    let Account { requested, plugged, peak } = plugged.into_iter().fold(booted, Account::and);
+    Partition {
+        id,
+        state: state.to_owned(),
+        size: Bytes::new(requested),
+        plugged: Bytes::new(plugged),
+        json: json!({"state": state, "requested": requested, "plugged": plugged, "peak": peak}),
+        ..Partition::default()
     }
 }
 
@@ -189,53 +240,72 @@ fn machine(value: &Value) -> Result<Machine, CallError> {
         .map_err(|source| CallError::Json { call: "vm.info", source })
 }
 
-fn partitions(value: &Value) -> Result<Vec<Partition>, CallError> {
-    Vec::deserialize(value).map_err(|source| CallError::Json { call: "vm.partitions", source })
-}
-
-/// Reads the partition that `call` was answered.
-///
-/// # Errors
-/// [`CallError::Json`] when it is none.
-pub(super) fn partition(call: &'static str, value: &Value) -> Result<Partition, CallError> {
-    Partition::deserialize(value).map_err(|source| CallError::Json { call, source })
+fn partitions(list: Value) -> Result<Vec<Partition>, CallError> {
+    let call = "vm.partitions";
+    let list: Vec<Value> =
+        Vec::deserialize(list).map_err(|source| CallError::Json { call, source })?;
+    list.into_iter().map(|json| Partition::new(call, json)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    fn region(plugged: u64) -> Value {
+        json!({"memory": {"requested": 1_u64 << 40, "plugged": 1_u64 << 40,
+                          "shared": {"requested": 2_u64 << 30, "plugged": plugged, "peak": 9}}})
+    }
+
+    /// Name, size and plugged bytes of each row of shared memory.
+    fn rows(info: &Value) -> Vec<(String, u64, u64)> {
+        let rows = machine(info).unwrap().shared.into_iter();
+        rows.map(|row| (row.id, row.size.as_u64(), row.plugged.as_u64())).collect()
+    }
 
     #[test]
     fn shared_memory_is_what_booted_and_what_no_partition_owns() {
-        let region = |plugged: u64| {
-            json!({"memory": {"requested": 1_u64 << 40, "plugged": 1_u64 << 40,
-                              "shared": {"requested": 2_u64 << 30, "plugged": plugged, "peak": 9}}})
-        };
         let info = json!({
-            "state": "Running", "memory_actual_size": 5,
-            "config": {"memory": {"size": 1 << 20, "zones": [{"id": "a", "size": 1 << 20}]}},
+            "state": "Running", "memory_actual_size": 5, "config": {"memory": {"size": 1 << 20}},
             "device_tree": {"_disk0": {"id": "_disk0"}, "a": region(1), "b": region(2)},
         });
         let machine = machine(&info).unwrap();
         assert_eq!((machine.state.as_str(), machine.actual), ("Running", Bytes::new(5)));
-        let size = |extra: u64| Bytes::new((2 << 20) + extra);
-        let shared = Shared { requested: size(4 << 30), plugged: size(3), peak: size(18) };
-        assert_eq!(machine.shared, shared);
+        let size = |extra: u64| (1 << 20) + extra;
+        assert_eq!(rows(&info), [(SHARED.into(), size(4 << 30), size(3))]);
+        let json = json!({"state": "Running", "requested": size(4 << 30), "plugged": size(3),
+                          "peak": size(18)});
+        assert_eq!(machine.shared[0].json, json);
+    }
+
+    /// An older monitor says that what partitions in slots have is shared.
+    #[test]
+    fn what_slots_have_is_not_shared() {
+        let info = json!({"config": {"memory": {"size": 7}},
+                          "device_tree": {"__slot0": region(1), "__mem": region(2)}});
+        assert_eq!(rows(&info), [(SHARED.into(), (2 << 30) + 7, 9)]);
+    }
+
+    #[test]
+    fn zones_are_told_apart_and_those_that_cannot_grow_are_told_too() {
+        let zones = json!([{"id": "near", "size": 10}, {"id": "far", "size": 20}]);
+        let info = json!({"config": {"memory": {"size": 0, "zones": zones}}, "device_tree": {
+            "__mem_far": region(1), "__partitions": region(4), "__slot0": region(8)}});
+        let far = ("(zone far)".to_owned(), (2 << 30) + 20, 21);
+        assert_eq!(rows(&info), [("(zone near)".into(), 10, 10), far]);
     }
 
     #[test]
     fn what_is_missing_is_zero_and_what_is_new_is_ignored() {
-        let partitions = partitions(&json!([{"id": "a", "colour": "red"}])).unwrap();
-        assert_eq!(partitions, [Partition { id: "a".into(), ..Partition::default() }]);
+        let json = json!({"id": "a", "colour": "red"});
+        let one = Partition { id: "a".into(), json: json.clone(), ..Partition::default() };
+        assert_eq!(partitions(json!([json])).unwrap(), [one]);
         let info = json!({"state": "Created", "config": {"memory": {"zones": null}}});
-        assert_eq!(machine(&info).unwrap().shared, Shared::default());
+        assert_eq!(rows(&info), [(SHARED.into(), 0, 0)]);
     }
 
     #[test]
     fn no_peak_is_known_before_the_guest_has_said_what_is_in_use() {
-        let peak = |json| partition("vm.add-partition", &json).unwrap().used_peak;
+        let peak = |json| Partition::new("vm.add-partition", json).unwrap().used_peak;
         assert_eq!(peak(json!({"used": null, "used_peak": 0, "peak": 4096})), None);
         assert_eq!(peak(json!({"used": 0, "used_peak": 9, "peak": 4096})), Some(Bytes::new(9)));
         assert_eq!(peak(json!({"used": 0, "peak": 4096})), None, "an older monitor");
@@ -243,13 +313,15 @@ mod tests {
 
     #[test]
     fn lies_are_refused_or_harmless() {
-        assert!(partitions(&json!({})).is_err());
-        assert!(partitions(&json!([{"size": -1}])).is_err());
+        assert!(partitions(json!({})).is_err());
+        assert!(partitions(json!([{"size": -1}])).is_err());
         assert!(machine(&json!(null)).is_err());
         let evil = json!({"id": "\u{1b}[2J\u{202e}é", "state": "a\nb"});
-        let evil = partition("vm.add-partition", &evil).unwrap();
+        let evil = Partition::new("vm.add-partition", evil).unwrap();
         assert_eq!((evil.id.as_str(), evil.state.as_str()), ("?[2J??", "a?b"));
-        let huge = json!({"config": {"memory": {"size": u64::MAX, "zones": [{"size": 1}]}}});
-        assert_eq!(machine(&huge).unwrap().shared.plugged, Bytes::new(u64::MAX));
+        let zones = json!([{"id": "\n", "size": u64::MAX}]);
+        let huge = json!({"config": {"memory": {"zones": zones}},
+                          "device_tree": {"__mem_\n": region(1)}});
+        assert_eq!(rows(&huge), [("(zone ?)".into(), u64::MAX, u64::MAX)]);
     }
 }
