@@ -88,9 +88,10 @@ fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
         "release": if keep { "manual" } else { "auto" },
     });
     let reply = client.put("vm.add-partition", &body, PATIENCE)?;
-    tell("vm.add-partition", reply, json, |partition| match partition {
-        Some(partition) => format!("{id}: added, {}", partition.progress()),
-        None => format!("{id}: added"),
+    tell("vm.add-partition", reply, json, |partition| {
+        let Some(partition) = partition else { return format!("{id}: added") };
+        let guest = partition.guest.as_ref().map(|name| format!("; the guest calls it {name}"));
+        format!("{id}: added, {}{}", partition.progress(), guest.unwrap_or_default())
     })
 }
 

@@ -121,6 +121,12 @@ pub(super) fn listed<const N: usize>(parts: [Option<String>; N]) -> String {
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
+/// Memory that is not where it should be; empty when all is.
+pub(super) fn displaced(spilled: Bytes, stuck: Bytes) -> String {
+    let some = |size: Bytes, what| (size != Bytes::ZERO).then(|| format!("{size} {what}"));
+    listed([some(spilled, "spilled"), some(stuck, "stuck")])
+}
+
 /// A time in microseconds that may not have come yet.
 pub(super) fn time(micros: Option<u64>) -> String {
     let Some(micros) = micros else { return "-".into() };
@@ -143,6 +149,14 @@ mod tests {
         assert_eq!(line.render(5, true), "\x1b[1mabc\x1b[0mdé");
         assert_eq!(line.render(80, true), "\x1b[1mabc\x1b[0mdéfg");
         assert_eq!(line.render(0, true), "");
+    }
+
+    #[test]
+    fn memory_in_the_wrong_place_is_told() {
+        let mib = Bytes::mib(1);
+        assert_eq!(displaced(Bytes::ZERO, Bytes::ZERO), "");
+        assert_eq!(displaced(mib, Bytes::ZERO), "1 MiB spilled");
+        assert_eq!(displaced(mib, mib), "1 MiB spilled, 1 MiB stuck");
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! The picture of `memctl top`: what is known, drawn for one size of terminal. Pure.
 
-use std::fmt::Display;
-
 use memctl::Bytes;
 
 use super::bars::{Glyphs, Levels, bar};
-use super::text::{Line, Tone, size};
+use super::text::{Line, Tone, displaced, size};
 use super::view::{Look, Partition, SHARED};
 
 /// The longest name that is shown whole: with it the sizes still fit 80 columns.
@@ -15,8 +13,12 @@ const STATE: usize = 9;
 const SIZE: usize = 11;
 /// The shortest bar worth drawing.
 const MIN_BAR: usize = 8;
+/// The heading of what the guest calls a partition.
+const GUEST: &str = "GUEST";
 /// Lines that are no memory: title, headings, foot.
 const FRAME: usize = 3;
+/// Behind the state of a partition with memory that is not where it should be, and in the title.
+const MARK: &str = "*";
 
 /// What is drawn.
 #[derive(Debug)]
@@ -86,8 +88,14 @@ fn title(top: &Top) -> Line {
         1 => format!("1 partition: {plugged} of {size} plugged"),
         count => format!("{count} partitions: {plugged} of {size} plugged"),
     };
-    Line::of("memctl top  ", Tone::Strong)
-        .then(format!("{}  {} of RAM  {count}", machine.state, machine.actual), Tone::Plain)
+    let line = Line::of("memctl top  ", Tone::Strong)
+        .then(format!("{}  {} of RAM  ", machine.state, machine.actual), Tone::Plain);
+    let displaced = displaced(sum(partitions, |one| one.spilled), sum(partitions, |one| one.stuck));
+    let line = match displaced.is_empty() {
+        true => line,
+        false => line.then(format!("{MARK} {displaced}  "), Tone::Bad),
+    };
+    line.then(count, Tone::Plain)
 }
 
 fn foot(top: &Top, first: usize, room: usize) -> Line {
@@ -106,41 +114,49 @@ fn foot(top: &Top, first: usize, room: usize) -> Line {
     top.glyphs.legend(line.then("q leaves  ", Tone::Plain))
 }
 
-/// Where things are in a line: name, state, bar, sizes; the bar takes what is left.
+/// Where things are in a line: name, state, bar, sizes, the guest's name; the bar takes what is
+/// left, and where that is little the guest's name is left out before the bar is.
 struct Columns {
     name: usize,
     bar: usize,
+    guest: usize,
 }
 
 impl Columns {
     fn new(look: &Look, width: usize) -> Self {
         let name = look.rows().map(|row| row.id.len()).max().unwrap_or(0);
         let name = name.clamp(SHARED.len(), MAX_NAME);
-        // Each column has a space after it, and the bar two brackets.
+        let guest = look.rows().map(|row| guest(row).len()).max().unwrap_or(0).max(GUEST.len());
+        // Each column has a space beside it, and the bar two brackets.
         let taken = name + 1 + STATE + 1 + 4 * (SIZE + 1) + 2;
         let left = width.saturating_sub(taken);
-        Self { name, bar: if left < MIN_BAR { 0 } else { left } }
+        match left.saturating_sub(guest + 1) {
+            bar if bar >= MIN_BAR => Self { name, bar, guest },
+            _ => Self { name, bar: if left < MIN_BAR { 0 } else { left }, guest: 0 },
+        }
     }
 
     fn headings(&self) -> Line {
         let text = self.start("ID", "STATE", [Tone::Strong; 2]);
         let bar = if self.bar == 0 { 0 } else { self.bar + 2 };
-        let text = text.then(format!("{:bar$}", ""), Tone::Strong);
-        cells(text, ["USED", "PEAK", "PLUGGED", "SIZE"], Tone::Strong)
+        let text = text.then(format!(" {:bar$}", ""), Tone::Strong);
+        self.end(text, ["USED", "PEAK", "PLUGGED", "SIZE"].map(Into::into), GUEST, Tone::Strong)
     }
 
     fn row(&self, row: &Partition, glyphs: Glyphs, scale: Bytes) -> Line {
         let state = Tone::of_state(&row.state);
-        let line = self.start(&row.id, &row.state, [Tone::Plain, state]);
+        let mark = if displaced(row.spilled, row.stuck).is_empty() { " " } else { MARK };
+        let line = self.start(&row.id, &row.state, [Tone::Plain, state]).then(mark, Tone::Bad);
         let line = self.bar(line, glyphs, levels(row), scale);
         let &Partition { used, used_peak, plugged, size: all, .. } = row;
-        cells(line, [used, used_peak, Some(plugged), Some(all)].map(size), Tone::Plain)
+        let sizes = [used, used_peak, Some(plugged), Some(all)].map(size);
+        self.end(line, sizes, guest(row), Tone::Plain)
     }
 
     fn start(&self, id: &str, state: &str, [id_tone, state_tone]: [Tone; 2]) -> Line {
         let name = self.name;
         Line::of(format!("{id:<name$.name$} "), id_tone)
-            .then(format!("{state:<STATE$.STATE$} "), state_tone)
+            .then(format!("{state:<STATE$.STATE$}"), state_tone)
     }
 
     fn bar(&self, line: Line, glyphs: Glyphs, levels: Levels, scale: Bytes) -> Line {
@@ -150,10 +166,18 @@ impl Columns {
         let line = line.then("[", Tone::Faint);
         bar(line, glyphs, levels, scale, self.bar).then("]", Tone::Faint)
     }
+
+    fn end(&self, line: Line, sizes: [String; 4], guest: &str, tone: Tone) -> Line {
+        let line = sizes.iter().fold(line, |line, size| line.then(format!(" {size:>SIZE$}"), tone));
+        match self.guest {
+            0 => line,
+            width => line.then(format!(" {guest:>width$}"), tone),
+        }
+    }
 }
 
-fn cells(line: Line, cells: [impl Display; 4], tone: Tone) -> Line {
-    cells.iter().fold(line, |line, cell| line.then(format!(" {cell:>SIZE$}"), tone))
+fn guest(row: &Partition) -> &str {
+    row.guest.as_deref().unwrap_or("-")
 }
 
 #[cfg(test)]
@@ -170,7 +194,7 @@ mod tests {
         });
         let partition = |n: u64| {
             json!({"id": format!("fn-{n}"), "state": "bound", "size": 4 << 20,
-                   "plugged": 2 << 20, "used": 1 << 20, "used_peak": 3 << 19})
+                   "plugged": 2 << 20, "used": 1 << 20, "used_peak": 3 << 19, "number": n})
         };
         let list: Value = (0..count).map(partition).collect();
         let look = Look::new(info, list).unwrap();
@@ -196,6 +220,26 @@ mod tests {
         let lines = render(&top(2), 100, 10);
         let ends: Vec<usize> = lines[1..5].iter().map(|line| line.chars().count()).collect();
         assert_eq!(ends, [100; 4]);
+    }
+
+    #[test]
+    fn what_the_guest_calls_a_partition_is_shown_where_there_is_room() {
+        let lines = render(&top(1), 100, 6);
+        assert!(lines[1].ends_with("SIZE GUEST"), "{lines:#?}");
+        assert!(lines[2].ends_with("1 GiB     -"), "{}", lines[2]);
+        assert!(lines[3].ends_with("4 MiB     0"), "{}", lines[3]);
+    }
+
+    #[test]
+    fn spilled_and_stuck_memory_is_marked_and_summed() {
+        let mut top = top(3);
+        top.look.partitions[1].spilled = Bytes::mib(3);
+        top.look.partitions[2].spilled = Bytes::mib(1);
+        top.look.partitions[2].stuck = Bytes::kib(4);
+        let lines = render(&top, 80, 8);
+        assert!(lines[0].contains("of RAM  * 4 MiB spilled, 4 KiB stuck  3 p"), "{}", lines[0]);
+        let marks: Vec<_> = lines[3..6].iter().map(|line| line.contains("bound    *[")).collect();
+        assert_eq!(marks, [false, true, true], "{lines:#?}");
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub(super) struct Partition {
     pub(super) last_release_us: Option<u64>,
     /// How long its removal took, in microseconds.
     pub(super) removal_us: Option<u64>,
+    /// What the guest calls it: a number, or `node` and the node's.
+    pub(super) guest: Option<String>,
     /// All that the monitor said.
     pub(super) json: Value,
 }
@@ -89,6 +91,8 @@ struct RawPartition {
     stuck: u64,
     last_release_us: Option<u64>,
     removal_us: Option<u64>,
+    number: Option<u64>,
+    node: Option<u64>,
 }
 
 impl Partition {
@@ -99,6 +103,7 @@ impl Partition {
     pub(super) fn new(call: &'static str, json: Value) -> Result<Self, CallError> {
         let raw = RawPartition::deserialize(&json);
         let raw = raw.map_err(|source| CallError::Json { call, source })?;
+        let node = raw.node.map(|node| format!("node {node}"));
         Ok(Self {
             id: plain_name(&raw.id),
             state: plain_name(&raw.state),
@@ -111,6 +116,7 @@ impl Partition {
             stuck: Bytes::new(raw.stuck),
             last_release_us: raw.last_release_us,
             removal_us: raw.removal_us,
+            guest: node.or_else(|| raw.number.map(|number| number.to_string())),
             json,
         })
     }
@@ -309,6 +315,14 @@ mod tests {
         assert_eq!(peak(json!({"used": null, "used_peak": 0, "peak": 4096})), None);
         assert_eq!(peak(json!({"used": 0, "used_peak": 9, "peak": 4096})), Some(Bytes::new(9)));
         assert_eq!(peak(json!({"used": 0, "peak": 4096})), None, "an older monitor");
+    }
+
+    #[test]
+    fn the_guest_has_a_number_or_a_node_for_a_partition() {
+        let guest = |json| Partition::new("vm.partitions", json).unwrap().guest;
+        assert_eq!(guest(json!({"number": 0})).as_deref(), Some("0"));
+        assert_eq!(guest(json!({"number": null, "node": 2})).as_deref(), Some("node 2"));
+        assert_eq!(guest(json!({})), None, "an older monitor");
     }
 
     #[test]
