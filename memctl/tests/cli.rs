@@ -210,6 +210,47 @@ fn refusals_show_the_monitors_chain_and_what_to_do() {
     assert!(lines[3].starts_with("  what to do: it stays asked for"), "{errors}");
 }
 
+/// A VM whose partition is in the next of `states` at each look, and stays in the last.
+fn moving(states: &'static [(&'static str, u64)]) -> Monitor {
+    let looks = Mutex::new(0);
+    Monitor::new(move |call, _| match call {
+        "vm.partitions" => {
+            let mut looks = looks.lock().unwrap();
+            let (state, plugged) = states[states.len().min(*looks + 1) - 1];
+            *looks += 1;
+            let there = (state != "absent").then(|| partition(state, plugged));
+            let list: Value = there.into_iter().collect();
+            (200, list.to_string())
+        }
+        "vm.resize-partition" => (204, String::new()),
+        _ => (200, partition("requested", 0).to_string()),
+    })
+}
+
+#[test]
+fn additions_and_resizes_can_be_waited_for() {
+    const ALL: u64 = 512 << 20;
+    let states = &[("requested", 0), ("requested", 1 << 20), ("plugged", ALL)];
+    let vm = moving(states);
+    let told = "fn-7: added, plugged, 512 MiB of 512 MiB plugged; the guest calls it 3\n";
+    assert_eq!(vm.run("add fn-7 --size 512M --wait 1m"), (0, told.into(), String::new()));
+    assert_eq!(vm.asked().len(), 1 + states.len());
+
+    let vm = moving(&[("bound", 2 * ALL), ("bound", ALL)]);
+    let told = "fn-7: bound, 512 MiB of 512 MiB plugged\n";
+    assert_eq!(vm.run("resize fn-7 --size 512M --wait 1m"), (0, told.into(), String::new()));
+    let (_, output, _) = vm.run("resize fn-7 --size 512M --wait 1m --json");
+    assert_eq!(serde_json::from_str::<Value>(&output).unwrap(), partition("bound", ALL));
+
+    let vm = moving(&[("requested", 0)]);
+    let (code, output, errors) = vm.run("add fn-7 --size 512M --wait 100ms");
+    let late = "memctl: fn-7: after 100ms it is still requested, 0 bytes of 512 MiB plugged\n";
+    assert!((code, output.as_str()) == (1, "") && errors.starts_with(late), "{errors}");
+    assert!(errors.contains("it stays asked for"), "{errors}");
+    let (code, _, errors) = moving(&[("absent", 0)]).run("add fn-7 --size 512M --wait 1m");
+    assert!(code == 1 && errors.starts_with("memctl: fn-7: it has gone while"), "{errors}");
+}
+
 #[test]
 fn zones_have_a_row_each() {
     let mut info = info();

@@ -83,6 +83,9 @@ pub(crate) struct Add {
     /// When it is empty, have the guest keep it, warm, until it is removed
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Wait until the guest has it, but no longer than this, such as 5s
+    #[arg(long, value_parser = time, value_name = "TIME")]
+    pub(crate) wait: Option<Duration>,
 }
 
 /// Arguments of `rm`.
@@ -106,6 +109,9 @@ pub(crate) struct Resize {
     /// How much memory it is to have, such as 1G
     #[arg(long)]
     pub(crate) size: Bytes,
+    /// Wait until the guest has done it, but no longer than this, such as 5s
+    #[arg(long, value_parser = time, value_name = "TIME")]
+    pub(crate) wait: Option<Duration>,
 }
 
 /// Arguments of `watch` and `top`.
@@ -178,6 +184,10 @@ mod tests {
         let Command::Rm(remove) = cli.command else { panic!("{cli:?}") };
         assert_eq!((remove.timeout, remove.evacuate), (Duration::from_secs(5), true));
         assert!(cli.json, "options may follow the command");
+        let cli = parsed("memctl resize fn-7 --size 1GiB --wait 1m").unwrap();
+        let Command::Resize(resize) = cli.command else { panic!("{cli:?}") };
+        let minute = Duration::from_secs(60);
+        assert_eq!((resize.size, resize.wait), (Bytes::gib(1), Some(minute)));
     }
 
     #[test]
@@ -192,6 +202,7 @@ mod tests {
             ("memctl add fn-7", "--size"),
             ("memctl add fn/7 --size 1M", "1 to 64 ASCII letters"),
             ("memctl add fn-7 --size 1X", "'--size <SIZE>': not a size"),
+            ("memctl add fn-7 --size 1M --wait 2h", "'--wait <TIME>': not a time"),
             ("memctl rm fn-7 --timeout 5", "'--timeout <TIME>': not a time"),
             ("memctl watch --interval 1ms", "'--interval <TIME>': too short; use 10ms or more"),
             ("memctl resize-vm", "--memory"),

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::CommandFactory;
+use memctl::PartitionName;
 use serde_json::{Value, json};
 
 use super::args::{Add, Cli, Command, Remove, Resize, ResizeVm};
@@ -23,6 +24,19 @@ pub(crate) enum Failure {
     /// The monitor could not be asked, or would not.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The guest has not done its part in time.
+    #[error("{id}: after {patience:?} it is still {progress}")]
+    Late {
+        /// The partition's name.
+        id: PartitionName,
+        /// How long it was waited for.
+        patience: Duration,
+        /// The state that the partition is in, and its sizes.
+        progress: String,
+    },
+    /// The partition that was waited for is not there any more.
+    #[error("{0}: it has gone while it was waited for")]
+    Gone(PartitionName),
     /// Standard output is closed or full.
     #[error("cannot print")]
     Print(#[from] io::Error),
@@ -44,6 +58,14 @@ impl Failure {
     pub(crate) fn advice(&self) -> Option<String> {
         match self {
             Self::Call(error) => error.advice(),
+            Self::Late { .. } => {
+                Some("it stays asked for; `memctl watch` shows when it is done".into())
+            }
+            Self::Gone(_) => Some(
+                "somebody removed it, or its function has ended already: what is added without \
+                 --keep goes by itself then"
+                    .into(),
+            ),
             Self::NoTerminal => Some("use `memctl ls`, or `memctl --json top`".into()),
             Self::Print(_) | Self::Terminal(_) => None,
         }
@@ -82,12 +104,13 @@ fn list(client: &Client, json: bool) -> Result<(), Failure> {
 }
 
 fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
-    let &Add { ref id, size, cookie, prefault, keep } = args;
+    let &Add { ref id, size, cookie, prefault, keep, wait } = args;
     let body = json!({
         "id": id.as_str(), "size": size.as_u64(), "prefault": prefault, "cookie": cookie,
         "release": if keep { "manual" } else { "auto" },
     });
     let reply = client.put("vm.add-partition", &body, PATIENCE)?;
+    let reply = waited(client, id, reply, wait)?;
     tell("vm.add-partition", reply, json, |partition| {
         let Some(partition) = partition else { return format!("{id}: added") };
         let guest = partition.guest.as_ref().map(|name| format!("; the guest calls it {name}"));
@@ -112,9 +135,10 @@ fn remove(client: &Client, args: &Remove, json: bool) -> Result<(), Failure> {
 }
 
 fn resize(client: &Client, args: &Resize, json: bool) -> Result<(), Failure> {
-    let &Resize { ref id, size } = args;
+    let &Resize { ref id, size, wait } = args;
     let body = json!({"id": id.as_str(), "size": size.as_u64()});
     let reply = client.put("vm.resize-partition", &body, PATIENCE)?;
+    let reply = waited(client, id, reply, wait)?;
     tell("vm.resize-partition", reply, json, |partition| match partition {
         Some(partition) => format!("{id}: {}", partition.progress()),
         None => format!("{id}: is to have {size} already"),
@@ -134,6 +158,20 @@ fn resize_vm(client: &Client, args: &ResizeVm, json: bool) -> Result<(), Failure
         return print_json(&reply.unwrap_or_default());
     }
     print(&format!("shared memory: {memory} asked for; `memctl ls` shows what the guest has\n"))
+}
+
+/// What a call about a partition was answered; where it is to be waited for, what the monitor says
+/// of it when the guest has done its part.
+fn waited(
+    client: &Client,
+    id: &PartitionName,
+    reply: Reply,
+    wait: Option<Duration>,
+) -> Result<Reply, Failure> {
+    match wait {
+        Some(patience) => Ok(Some(live::settled(client, id, patience)?.json)),
+        None => Ok(reply),
+    }
 }
 
 /// Prints what a call about one partition was answered: its JSON (`null` when there was none), or

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memctl::PartitionName;
+
 use super::bars::Glyphs;
 use super::changes::changes;
 use super::client::{CallError, Client};
@@ -12,10 +14,12 @@ use super::commands::{Failure, wants_colours};
 use super::screen::{Key, Screen};
 use super::text::printable;
 use super::top::{Top, first_in_view, render};
-use super::view::Look;
+use super::view::{Look, Partition, partitions};
 
 /// How long a look may take. Short: somebody sits in front of it, and the next one follows.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Time between two looks at a partition that is waited for.
+const POLL: Duration = Duration::from_millis(50);
 /// The longest that a resized terminal or a signal goes unnoticed.
 const MAX_WAIT: Duration = Duration::from_millis(250);
 
@@ -25,6 +29,33 @@ const MAX_WAIT: Duration = Duration::from_millis(250);
 /// A [`CallError`].
 pub(super) fn look(client: &Client, patience: Duration) -> Result<Look, CallError> {
     Look::new(client.get("vm.info", patience)?, client.get("vm.partitions", patience)?)
+}
+
+/// Waits until the guest has all that a partition is to have, and no more.
+///
+/// # Errors
+/// [`Failure::Late`], [`Failure::Gone`], or why the monitor could not be asked.
+pub(super) fn settled(
+    client: &Client,
+    id: &PartitionName,
+    patience: Duration,
+) -> Result<Partition, Failure> {
+    let end = Instant::now() + patience;
+    loop {
+        // First the time: a look that takes long counts still.
+        let left = end.saturating_duration_since(Instant::now());
+        let all = partitions(client.get("vm.partitions", PATIENCE)?)?;
+        let its = all.into_iter().find(|partition| partition.id == id.as_str());
+        let partition = its.ok_or_else(|| Failure::Gone(id.clone()))?;
+        if partition.is_settled() {
+            return Ok(partition);
+        }
+        if left.is_zero() {
+            let progress = partition.progress();
+            return Err(Failure::Late { id: id.clone(), patience, progress });
+        }
+        thread::sleep(POLL.min(left));
+    }
 }
 
 /// Prints a line per change until the monitor or the reader goes away.

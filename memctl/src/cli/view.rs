@@ -121,6 +121,11 @@ impl Partition {
         })
     }
 
+    /// Whether the guest has all that it is to have, and no more.
+    pub(super) fn is_settled(&self) -> bool {
+        ["plugged", "bound"].contains(&self.state.as_str()) && self.plugged == self.size
+    }
+
     /// How far the guest is with what it is to have.
     pub(super) fn progress(&self) -> String {
         let Self { state, plugged, size, .. } = self;
@@ -246,7 +251,11 @@ fn machine(value: &Value) -> Result<Machine, CallError> {
         .map_err(|source| CallError::Json { call: "vm.info", source })
 }
 
-fn partitions(list: Value) -> Result<Vec<Partition>, CallError> {
+/// Reads the answer to `vm.partitions`.
+///
+/// # Errors
+/// [`CallError::Json`] when it is no list of partitions.
+pub(super) fn partitions(list: Value) -> Result<Vec<Partition>, CallError> {
     let call = "vm.partitions";
     let list: Vec<Value> =
         Vec::deserialize(list).map_err(|source| CallError::Json { call, source })?;
@@ -323,6 +332,17 @@ mod tests {
         assert_eq!(guest(json!({"number": 0})).as_deref(), Some("0"));
         assert_eq!(guest(json!({"number": null, "node": 2})).as_deref(), Some("node 2"));
         assert_eq!(guest(json!({})), None, "an older monitor");
+    }
+
+    #[test]
+    fn a_partition_is_settled_when_the_guest_has_all_of_it_and_no_more() {
+        let settled = |state: &str, size: u64| {
+            let json = json!({"state": state, "size": size, "plugged": 2});
+            Partition::new("vm.partitions", json).unwrap().is_settled()
+        };
+        assert!(settled("plugged", 2) && settled("bound", 2));
+        assert!(!settled("requested", 2) && !settled("draining", 2));
+        assert!(!settled("plugged", 1) && !settled("bound", 3));
     }
 
     #[test]
