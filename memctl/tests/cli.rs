@@ -210,6 +210,22 @@ fn refusals_show_the_monitors_chain_and_what_to_do() {
     assert!(lines[3].starts_with("  what to do: it stays asked for"), "{errors}");
 }
 
+#[test]
+fn who_only_asks_for_a_removal_is_not_refused() {
+    let vm = Monitor::new(|_, body| {
+        let slot = "partition fn-7: the guest has not given back 4 MiB of node 1 yet";
+        let why = if body.contains("fn-7") { slot } else { "the VM has not booted" };
+        (409, json!(["Error from API", why]).to_string())
+    });
+    let asked = "fn-7: asked back; `memctl watch` shows when it has gone\n";
+    assert_eq!(vm.run("rm fn-7 --timeout 0s"), (0, asked.into(), String::new()));
+    assert_eq!(vm.run("rm fn-7 --timeout 0s --json"), (0, "null\n".into(), String::new()));
+    let (code, _, errors) = vm.run("rm fn-7 --timeout 10ms");
+    assert!(code == 1 && errors.contains("it stays asked for"), "{errors}");
+    let (code, _, errors) = vm.run("rm fn-8 --timeout 0s");
+    assert!(code == 1 && errors.contains("has not booted"), "{errors}");
+}
+
 /// A VM whose partition is in the next of `states` at each look, and stays in the last.
 fn moving(states: &'static [(&'static str, u64)]) -> Monitor {
     let looks = Mutex::new(0);

@@ -12,6 +12,8 @@ use memctl::{Bytes, PartitionName};
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 /// The longest, in milliseconds: an hour.
 const MAX_TIME: u64 = 3_600_000;
+/// The longest that the monitor waits for a removal.
+const MAX_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What all commands have in common, below the list of them.
 const SIZES: &str =
@@ -93,8 +95,8 @@ pub(crate) struct Add {
 pub(crate) struct Remove {
     /// Its name
     pub(crate) id: PartitionName,
-    /// How long to wait for the guest, such as 500ms, 5s or 1m; at most a minute
-    #[arg(long, default_value = "5s", value_parser = time, value_name = "TIME")]
+    /// How long to wait for the guest, such as 500ms, 5s or 1m, at most a minute; 0s only asks
+    #[arg(long, default_value = "5s", value_parser = patience, value_name = "TIME")]
     pub(crate) timeout: Duration,
     /// Have the guest move what is in use elsewhere, and not wait for its users
     #[arg(long)]
@@ -159,6 +161,14 @@ fn interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
+fn patience(text: &str) -> Result<Duration, String> {
+    let patience = time(text)?;
+    if patience > MAX_PATIENCE {
+        return Err(format!("too long; use {}s or less", MAX_PATIENCE.as_secs()));
+    }
+    Ok(patience)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +198,7 @@ mod tests {
         let Command::Resize(resize) = cli.command else { panic!("{cli:?}") };
         let minute = Duration::from_secs(60);
         assert_eq!((resize.size, resize.wait), (Bytes::gib(1), Some(minute)));
+        assert_eq!(patience("1m"), Ok(minute), "as much as the monitor takes");
     }
 
     #[test]
@@ -204,6 +215,7 @@ mod tests {
             ("memctl add fn-7 --size 1X", "'--size <SIZE>': not a size"),
             ("memctl add fn-7 --size 1M --wait 2h", "'--wait <TIME>': not a time"),
             ("memctl rm fn-7 --timeout 5", "'--timeout <TIME>': not a time"),
+            ("memctl rm fn-7 --timeout 2m", "'--timeout <TIME>': too long; use 60s or less"),
             ("memctl watch --interval 1ms", "'--interval <TIME>': too short; use 10ms or more"),
             ("memctl resize-vm", "--memory"),
             ("memctl completions tcsh", "tcsh"),

@@ -107,11 +107,15 @@ impl CallError {
                 Some("see that the socket is Tessera's, and that the monitor still runs".into())
             }
             Self::Refused { call, status, source } => {
-                let messages = iter::successors(source.as_ref(), |said| said.source.as_ref());
-                let said: Vec<&str> = messages.map(|said| said.message.as_str()).collect();
-                refusal_advice(call, *status, &said.join("\n")).map(Into::into)
+                refusal_advice(call, *status, &words(source.as_deref())).map(Into::into)
             }
         }
+    }
+
+    /// Whether this is a removal that the guest has not carried out yet, and still may.
+    pub(super) fn is_not_back_yet(&self) -> bool {
+        matches!(self, Self::Refused { call, status, source }
+                 if not_back_yet(call, *status, &words(source.as_deref())))
     }
 }
 
@@ -129,20 +133,32 @@ fn connect_advice(socket: &Path, kind: ErrorKind) -> Option<String> {
     }
 }
 
+/// All messages, a line each.
+fn words(said: Option<&Said>) -> String {
+    let messages = iter::successors(said, |said| said.source.as_deref());
+    messages.map(|said| said.message.as_str()).collect::<Vec<_>>().join("\n")
+}
+
+/// The guest says what is in use, and in slots only what it has not given back.
+fn not_back_yet(call: &str, status: u16, said: &str) -> bool {
+    let reasons = ["in use", "has not given back"];
+    (call, status) == ("vm.remove-partition", 409) && reasons.iter().any(|why| said.contains(why))
+}
+
 fn refusal_advice(call: &str, status: u16, said: &str) -> Option<&'static str> {
     match (call, status) {
         (_, 404) if said.contains("endpoint") => {
             Some("this monitor knows no partitions; use Tessera, as new as this memctl")
         }
-        ("vm.resize-partition" | "vm.remove-partition", 404) => {
-            Some("`memctl ls` shows the partitions that there are")
-        }
-        ("vm.remove-partition", 409) if said.contains("in use") => Some(
-            "it stays asked for, and is carried out when its users have ended; `memctl watch` \
-             shows when, and `memctl rm` again waits again",
+        ("vm.resize-partition" | "vm.remove-partition", 404) => Some(
+            "`memctl ls` shows the partitions that there are; one with release auto, as without \
+             --keep, goes by itself when its function has ended",
+        ),
+        _ if not_back_yet(call, status, said) => Some(
+            "it stays asked for, and is carried out when nothing of it is in use any more; \
+             `memctl watch` shows when, and `memctl rm` again waits again",
         ),
         (_, 400) if said.contains("desired_ram:") => Some("--memory gives desired_ram"),
-        (_, 400) if said.contains("timeout_ms:") => Some("--timeout gives timeout_ms"),
         _ => None,
     }
 }
@@ -310,12 +326,25 @@ mod tests {
         let advice = |call, status, said: &str| refused(call, status, said).advice();
         let unknown = r#"["Error from API","there is no such endpoint"]"#;
         assert!(advice("vm.partitions", 404, unknown).unwrap().contains("use Tessera"));
-        assert!(advice("vm.remove-partition", 404, "x").unwrap().contains("memctl ls"));
-        let in_use = r#"["Error from API","fn-7","still in use"]"#;
-        assert!(advice("vm.remove-partition", 409, in_use).unwrap().contains("stays asked for"));
-        assert_eq!(advice("vm.remove-partition", 409, "the VM has not booted"), None);
+        let gone = advice("vm.remove-partition", 404, "x").unwrap();
+        assert!(gone.contains("memctl ls") && gone.contains("goes by itself"), "{gone}");
         assert!(advice("vm.resize", 400, "desired_ram: x").unwrap().contains("--memory"));
         assert_eq!(advice("vm.add-partition", 409, "x"), None);
+    }
+
+    #[test]
+    fn a_removal_stays_asked_for_where_the_guest_still_may_carry_it_out() {
+        let stays = |said: &str| {
+            let error = refused("vm.remove-partition", 409, said);
+            let told = error.advice().is_some_and(|advice| advice.contains("stays asked for"));
+            assert_eq!(told, error.is_not_back_yet(), "{said}");
+            told
+        };
+        assert!(stays(r#"["Error from API","fn-7","1 MiB of its 4 MiB are in use"]"#));
+        assert!(stays("partition fn-7: the guest has not given back 2 MiB of node 1 yet; what"));
+        assert!(!stays("the VM has not booted"));
+        assert!(!stays("partition fn-7 was given another size meanwhile, and stays"));
+        assert!(!refused("vm.resize-partition", 409, "in use").is_not_back_yet());
     }
 
     #[test]

@@ -120,12 +120,18 @@ fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
 
 fn remove(client: &Client, args: &Remove, json: bool) -> Result<(), Failure> {
     let Remove { id, timeout, evacuate } = args;
-    let millis = u64::try_from(timeout.as_millis()).expect("arguments are at most an hour");
+    let millis = u64::try_from(timeout.as_millis()).expect("arguments are at most a minute");
     let body = json!({"id": id.as_str(), "timeout_ms": millis, "evacuate": evacuate});
-    let reply = client.put("vm.remove-partition", &body, *timeout + PATIENCE)?;
+    let reply = match client.put("vm.remove-partition", &body, *timeout + PATIENCE) {
+        // Who does not wait has only asked, and that went well.
+        Err(error) if timeout.is_zero() && error.is_not_back_yet() => None,
+        reply => reply?,
+    };
     tell("vm.remove-partition", reply, json, |partition| {
         let took = |micros: Option<u64>| micros.map(|micros| time(Some(micros)));
-        let partition = partition.unwrap_or_default();
+        let Some(partition) = partition else {
+            return format!("{id}: asked back; `memctl watch` shows when it has gone");
+        };
         match (took(partition.removal_us), took(partition.last_release_us)) {
             (Some(all), Some(host)) => format!("{id}: removed in {all}, of it {host} on the host"),
             (Some(all), None) => format!("{id}: removed in {all}"),
