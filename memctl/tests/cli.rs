@@ -173,7 +173,7 @@ fn changes_are_asked_for_with_the_apis_fields() {
             "resize-vm --memory 4G --zone mem1",
             "vm.resize-zone",
             json!({"id": "mem1", "desired_ram": 4_u64 << 30}),
-            "shared memory: 4 GiB asked for; `memctl ls` shows what the guest has\n",
+            "zone mem1: 4 GiB asked for; `memctl ls` shows what the guest has\n",
         ),
     ];
     for (arguments, call, body, expected) in cases {

@@ -130,7 +130,7 @@ pub(crate) struct ResizeVm {
     /// RAM it booted with and shared memory plugged since, without partitions, such as 4G
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Bytes,
-    /// Of one memory zone, where the VM has several
+    /// Of one memory zone, where the VM has zones
     #[arg(long, value_name = "ID")]
     pub(crate) zone: Option<String>,
 }

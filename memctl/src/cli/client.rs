@@ -158,6 +158,9 @@ fn refusal_advice(call: &str, status: u16, said: &str) -> Option<&'static str> {
             "it stays asked for, and is carried out when nothing of it is in use any more; \
              `memctl watch` shows when, and `memctl rm` again waits again",
         ),
+        ("vm.resize", 400) if said.contains("memory zones") => {
+            Some("name it with --zone ID; `memctl ls` shows the zones")
+        }
         (_, 400) if said.contains("desired_ram:") => Some("--memory gives desired_ram"),
         _ => None,
     }
@@ -328,6 +331,8 @@ mod tests {
         assert!(advice("vm.partitions", 404, unknown).unwrap().contains("use Tessera"));
         let gone = advice("vm.remove-partition", 404, "x").unwrap();
         assert!(gone.contains("memctl ls") && gone.contains("goes by itself"), "{gone}");
+        let zones = "the VM has memory zones; use vm.resize-zone for one of them";
+        assert!(advice("vm.resize", 400, zones).unwrap().contains("--zone ID"));
         assert!(advice("vm.resize", 400, "desired_ram: x").unwrap().contains("--memory"));
         assert_eq!(advice("vm.add-partition", 409, "x"), None);
     }

@@ -152,18 +152,20 @@ fn resize(client: &Client, args: &Resize, json: bool) -> Result<(), Failure> {
 }
 
 fn resize_vm(client: &Client, args: &ResizeVm, json: bool) -> Result<(), Failure> {
-    let memory = args.memory;
-    let size = memory.as_u64();
-    let reply = match &args.zone {
-        None => client.put("vm.resize", &json!({"desired_ram": size}), PATIENCE)?,
+    let ResizeVm { memory, zone } = args;
+    let mut body = json!({"desired_ram": memory.as_u64()});
+    let (call, what) = match zone {
+        None => ("vm.resize", "shared memory".into()),
         Some(id) => {
-            client.put("vm.resize-zone", &json!({"id": id, "desired_ram": size}), PATIENCE)?
+            body["id"] = json!(id);
+            ("vm.resize-zone", format!("zone {id}"))
         }
     };
+    let reply = client.put(call, &body, PATIENCE)?;
     if json {
         return print_json(&reply.unwrap_or_default());
     }
-    print(&format!("shared memory: {memory} asked for; `memctl ls` shows what the guest has\n"))
+    print(&format!("{what}: {memory} asked for; `memctl ls` shows what the guest has\n"))
 }
 
 /// What a call about a partition was answered; where it is to be waited for, what the monitor says
