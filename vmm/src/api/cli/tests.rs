@@ -260,8 +260,8 @@ fn values_that_cannot_be_read_are_explained() {
         ),
         (
             "--memory",
-            "size=1T",
-            r#"--memory: size: "1T" is not a size; write a number, alone or followed by K, M or G"#,
+            "size=1P",
+            r#"--memory: size: "1P" is not a size; write a number, alone or followed by K, M, G or T, as in 512M or 512MiB"#,
         ),
         (
             "--memory",
@@ -272,7 +272,7 @@ fn values_that_cannot_be_read_are_explained() {
         (
             "--memory",
             "partitions=on",
-            r#"--memory: partitions: "on" is not a size; write a number, alone or followed by K, M or G"#,
+            r#"--memory: partitions: "on" is not a size; write a number, alone or followed by K, M, G or T, as in 512M or 512MiB"#,
         ),
         (
             "--memory",
