@@ -135,6 +135,9 @@ fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()
     assert!(one["plugs"].as_u64() > Some(0) && one["unplugs"] == 0, "{one}");
     assert_eq!(one["extents"][0]["size"], SLOT);
     assert_eq!(counter(&vm, "plugged_bytes")?, SLOT);
+    let info = vm.api().get("vm.info")?.expect(200)?.body;
+    let memory = &info["device_tree"]["__slot0"]["memory"];
+    assert_eq!((&memory["plugged"], &memory["shared"]["plugged"]), (&json!(SLOT), &json!(0)));
 
     let told = memctl("rm fn-a")?;
     assert!(told.contains("fn-a"), "{told}");

@@ -114,12 +114,12 @@ pub struct RegionReply {
     pub requested: u64,
     /// What all owners together have.
     pub plugged: u64,
-    /// The share that is no partition's.
+    /// The share that is no partition's. Nothing of a slot is.
     pub shared: SharedReply,
 }
 
 /// Plugged memory of the VM as a whole; sizes in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SharedReply {
     /// What it is wanted to be.
     pub requested: u64,

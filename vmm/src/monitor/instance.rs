@@ -17,8 +17,7 @@ use super::slots::{self, SlotTable, Slots};
 use super::{Error, memory, refused};
 use crate::api::config::{CharConfig, VmConfig};
 use crate::api::{
-    ApiError, Counters, DeviceNode, ErrorKind, EventMonitor, InfoReply, RegionReply, Reply,
-    Request, VmState,
+    ApiError, Counters, DeviceNode, ErrorKind, EventMonitor, InfoReply, Reply, Request, VmState,
 };
 use crate::machine::chardev::CharDevice;
 use crate::machine::spec::{PARTITIONS_ID, Spec};
@@ -281,7 +280,20 @@ impl Instance {
             config: self.config.clone(),
             state: self.state(),
             memory_actual_size: self.spec.ram().as_u64() + plugged,
-            device_tree: devices.iter().map(|device| (device.id.clone(), node(device))).collect(),
+            device_tree: devices
+                .iter()
+                .map(|device| (device.id.clone(), self.node(device)))
+                .collect(),
+        }
+    }
+
+    fn node(&self, device: &Attached) -> DeviceNode {
+        let Attached { id, address, memory, .. } = device;
+        DeviceNode {
+            id: id.clone(),
+            pci_bdf: address.map(|address| address.to_string()),
+            memory: memory.as_ref().map(|memory| memory::region(&self.spec, id, memory)),
+            ..DeviceNode::default()
         }
     }
 }
@@ -305,15 +317,6 @@ fn not_booted() -> ApiError {
 
 fn internal(error: machine::Error) -> ApiError {
     ApiError::from_error(ErrorKind::Internal, &error).context("the VM could not boot")
-}
-
-fn node(device: &Attached) -> DeviceNode {
-    DeviceNode {
-        id: device.id.clone(),
-        pci_bdf: device.address.map(|address| address.to_string()),
-        memory: device.memory.as_ref().map(|memory| memory.look(|books| RegionReply::from(books))),
-        ..DeviceNode::default()
-    }
 }
 
 /// Counters by device, the vCPUs' exits under `_vcpus`, and accesses to closed memory under

@@ -3,12 +3,12 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use devices::virtio::mem::{MemError, MemEvent, Observer};
+use devices::virtio::mem::{MemError, MemEvent, MemHandle, Observer};
 use memctl::{Bytes, HostError, Partitioner};
 
 use super::partitions::{self, Waiting};
-use super::slots::{Moved, SlotTable};
-use crate::api::{ApiError, ErrorKind, EventMonitor};
+use super::slots::{self, Moved, SlotTable};
+use crate::api::{ApiError, ErrorKind, EventMonitor, RegionReply, SharedReply};
 use crate::machine::Machine;
 use crate::machine::spec::{Role, Spec};
 use crate::memory::HostMemory;
@@ -56,6 +56,15 @@ pub(super) fn host_free(spec: &Spec, machine: &Machine, id: &str) -> Option<Byte
         others.filter_map(|other| Some(machine.memory(&other.id)?.look(Partitioner::promised)));
     let promised = Bytes::new(promised.map(Bytes::as_u64).sum());
     Some(free.checked_sub(promised).unwrap_or(Bytes::ZERO))
+}
+
+/// What the memory device `id` holds. All of a slot is its partition's.
+pub(super) fn region(spec: &Spec, id: &str, memory: &MemHandle) -> RegionReply {
+    let region = memory.look(|books| RegionReply::from(books));
+    if slots::devices(spec).any(|device| device.id == id) {
+        return RegionReply { shared: SharedReply::default(), ..region };
+    }
+    region
 }
 
 /// What is to be plugged so that there is `desired` of memory, beside `boot` RAM. `room` is the
@@ -134,7 +143,24 @@ impl Listeners {
 
 #[cfg(test)]
 mod tests {
+    use devices::virtio::mem::Mem;
+    use memctl::{Geometry, Layout};
+
+    use super::super::testing::{Host, VmFiles};
     use super::*;
+
+    #[test]
+    fn memory_of_a_slot_is_its_partitions_and_not_shared() {
+        let spec = Spec::try_from(&VmFiles::new().config()).unwrap();
+        let geometry = Geometry::new(4 << 30, Bytes::mib(2), Bytes::mib(256)).unwrap();
+        let layout = Layout::shared_only(geometry);
+        let memory = Mem::new(layout, None, Box::new(Host), Box::new(|_| ())).handle();
+        memory.resize_shared(Bytes::mib(64), None).unwrap();
+        let region = |id: &str| region(&spec, id, &memory);
+        let (slot, other) = (region("__slot1"), region("__mem"));
+        assert_eq!((slot.requested, slot.shared), (64 << 20, SharedReply::default()));
+        assert_eq!((other.requested, other.shared.requested), (64 << 20, 64 << 20));
+    }
 
     #[test]
     fn desired_memory_counts_what_the_guest_booted_with() {
