@@ -56,6 +56,11 @@ fn is_gone(vm: &Tessera, id: &str) -> Result<()> {
     until(&format!("{id} to be gone"), within(30), || Ok(find(vm, id)?.is_none().then_some(())))
 }
 
+/// The guest's number for a partition.
+fn number(vm: &Tessera, id: &str) -> Result<u64> {
+    find(vm, id)?.context("no partition")?["number"].as_u64().context("no number")
+}
+
 /// Starts a function that fills 200 MiB, and waits until it has.
 fn start(vm: &Tessera) -> Result<()> {
     vm.shell(
@@ -99,6 +104,9 @@ fn a_function_ends_in_one_request_and_no_page_is_migrated() -> Result<()> {
     let vm = vm()?;
     for round in 1..=3 {
         add(&vm, "fn-1", "auto")?;
+        let number = number(&vm, "fn-1")?;
+        let cookie = format!("cat /sys/bus/virtio/devices/*/partitions/{number}/cookie");
+        assert_eq!(vm.shell(&cookie)?, "7", "partition {number}");
         let idle = resident(&vm)?;
         start(&vm)?;
         assert_eq!(vm.shell("grep cookie /cg/fn0/memory.partition")?, "cookie 7");
@@ -140,6 +148,18 @@ fn huge_pages_of_a_function_go_back_to_the_hosts_pool() -> Result<()> {
         assert_eq!(pages.free()?, all);
     }
     Ok(())
+}
+
+/// The host can tell an agent in the guest which one to take.
+#[test]
+fn a_partition_is_taken_by_the_number_that_the_host_was_told() -> Result<()> {
+    let vm = vm()?;
+    add(&vm, "first", "auto")?;
+    add(&vm, "second", "auto")?;
+    let number = number(&vm, "second")?;
+    vm.shell(&format!("echo {number} > /cg/fn0/memory.partition"))?;
+    assert_eq!(vm.shell("grep ^id /cg/fn0/memory.partition")?, format!("id {number}"));
+    vm.power_off()
 }
 
 #[test]

@@ -132,6 +132,7 @@ fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()
     assert_eq!(words[1..6], ["plugged", "256", "MiB", "256", "MiB"], "{list}");
     let one = vm.partitions()?.remove(0);
     assert_eq!((&one["node"], &one["size"], &one["peak"]), (&json!(1), &json!(SLOT), &json!(SLOT)));
+    assert!(one["number"].is_null(), "the guest has none for it: {one}");
     assert!(one["plugs"].as_u64() > Some(0) && one["unplugs"] == 0, "{one}");
     assert_eq!(one["extents"][0]["size"], SLOT);
     assert_eq!(counter(&vm, "plugged_bytes")?, SLOT);
@@ -154,6 +155,7 @@ fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()
     assert_eq!(states, ["requested", "plugged", "absent"], "{text}");
     let released = steps.last().context("no event")?;
     assert_eq!(released["released"], SLOT.to_string(), "{released}");
+    assert_eq!(released["node"], "1", "{released}");
     let host: u64 = released["release_us"].as_str().context("no time")?.parse()?;
     assert!(host > 0 && host <= counter(&vm, "release_us_total")? + 1, "{host} us");
     vm.power_off()

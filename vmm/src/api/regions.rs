@@ -14,6 +14,10 @@ use super::reply::{ApiError, ErrorKind};
 pub struct PartitionReply {
     /// Its name.
     pub id: String,
+    /// The guest's number for it, which `memory.partition` takes and which names its folder in the
+    /// driver's `partitions`. It is of this partition alone, until the guest's kernel ends; `None`
+    /// of one that is a NUMA node.
+    pub number: Option<u32>,
     /// Where it is in its life; `absent` when it was removed.
     pub state: PartitionState,
     /// What it is wanted to have.
@@ -40,7 +44,7 @@ pub struct PartitionReply {
     /// To `vm.remove-partition`: microseconds from that call until the host had all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub removal_us: Option<u64>,
-    /// The guest's NUMA node that its memory is, where it has one to itself.
+    /// The guest's NUMA node that it is, where its guest has no partitions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<u16>,
     /// Where it lies, ascending.
@@ -75,6 +79,7 @@ impl From<&PartitionView> for PartitionReply {
     fn from(view: &PartitionView) -> Self {
         Self {
             id: view.name.to_string(),
+            number: view.node.is_none().then_some(view.id.0),
             state: view.state,
             size: view.requested.as_u64(),
             plugged: view.plugged.as_u64(),
@@ -87,7 +92,7 @@ impl From<&PartitionView> for PartitionReply {
             unplugs: view.counters.unplugs,
             last_release_us: view.last_release.map(micros),
             removal_us: None,
-            node: None,
+            node: view.node,
             extents: Vec::new(),
             cookie: view.cookie.0,
         }
@@ -197,7 +202,7 @@ mod tests {
         let partition = partitioner.partition(id).unwrap();
         let reply = PartitionReply::new(partition, partitioner.geometry());
         let mut expected = json!({
-            "id": "fn-7", "state": "requested", "size": 8 << 20, "plugged": 6 << 20,
+            "id": "fn-7", "number": 1, "state": "requested", "size": 8 << 20, "plugged": 6 << 20,
             "used": null, "used_peak": 0, "peak": 6 << 20, "spilled": 0, "stuck": 0, "plugs": 1,
             "unplugs": 0, "last_release_us": null, "cookie": 9,
             "extents": [{"addr": ADDR + (256 << 20), "size": 8 << 20}],
@@ -207,6 +212,11 @@ mod tests {
         let removed = PartitionReply { removal_us: Some(micros(Duration::MAX)), ..reply };
         expected["removal_us"] = json!(u64::MAX);
         assert_eq!(serde_json::to_value(&removed).unwrap(), expected);
+
+        let view = PartitionView::new(partitioner.geometry(), partition);
+        let node = PartitionReply::from(&PartitionView { node: Some(2), ..view });
+        let json = serde_json::to_value(&node).unwrap();
+        assert_eq!((&json["number"], &json["node"]), (&json!(null), &json!(2)));
     }
 
     #[test]

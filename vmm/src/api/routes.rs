@@ -195,6 +195,7 @@ mod tests {
     fn partition() -> PartitionReply {
         PartitionReply {
             id: "fn-7".into(),
+            number: Some(7),
             state: PartitionState::Absent,
             size: 0,
             plugged: 0,

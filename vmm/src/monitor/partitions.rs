@@ -205,8 +205,13 @@ pub(super) fn changed(
         waiting.answer(partition);
     }
     let plugged = partition.plugged.as_u64();
+    let (what, number) = match partition.node {
+        Some(node) => ("node", u32::from(node)),
+        None => ("number", partition.id.0),
+    };
     let mut properties: Vec<(&str, &dyn Display)> = vec![
         ("id", &partition.name),
+        (what, &number),
         ("state", &partition.state),
         ("from", &from),
         ("plugged", &plugged),
@@ -488,7 +493,7 @@ mod tests {
         drop(events);
         let text = std::fs::read_to_string(path).unwrap();
         assert!(text.lines().count() < 200, "{} lines", text.lines().count());
-        for told in ["bound", "refused", "released"] {
+        for told in ["bound", "refused", "released", r#""number":"1""#] {
             assert!(text.contains(told), "{told}: {text}");
         }
     }

@@ -193,9 +193,10 @@ impl Home for Slots<'_> {
         }
         let slot = self.free(&name)?;
         self.usable(slot)?;
-        let (_, memory) = self.slots[slot];
+        let (device, memory) = self.slots[slot];
         let view = PartitionView {
             id: PartitionId(slot as u32),
+            node: device.node,
             name: name.clone(),
             cookie,
             state: PartitionState::Absent,
@@ -385,11 +386,7 @@ impl Slots<'_> {
     fn reply(&self, slot: usize, view: &PartitionView) -> PartitionReply {
         let (device, memory) = self.slots[slot];
         let (addr, size) = (memory.look(|books| books.geometry().addr()), device.size.as_u64());
-        PartitionReply {
-            node: device.node,
-            extents: vec![ExtentReply { addr, size }],
-            ..view.into()
-        }
+        PartitionReply { extents: vec![ExtentReply { addr, size }], ..view.into() }
     }
 }
 

@@ -38,8 +38,10 @@ pub type Observer = Box<dyn Fn(MemEvent) + Send + Sync>;
 /// One partition at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionView {
-    /// The number by which the guest knows it.
+    /// The number by which the guest knows it, unless it is a node.
     pub id: PartitionId,
+    /// The guest's NUMA node that it is, where its guest has no partitions.
+    pub node: Option<u16>,
     /// The host's name for it.
     pub name: PartitionName,
     /// The host's number for it.
@@ -73,6 +75,7 @@ impl PartitionView {
         let account = partition.account();
         Self {
             id: partition.id(),
+            node: None,
             name: partition.name().clone(),
             cookie: partition.cookie(),
             state: partition.state(),

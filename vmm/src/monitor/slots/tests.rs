@@ -119,7 +119,7 @@ fn problem(result: Result<Reply, ApiError>) -> String {
 fn a_partition_is_a_node_until_the_guest_has_given_it_back() {
     let rig = Rig::new();
     let added = shown(rig.slots().add(wish("a", 128)));
-    assert_eq!((added.node, added.extents[0].addr), (Some(1), 4 << 30));
+    assert_eq!((added.node, added.number, added.extents[0].addr), (Some(1), None, 4 << 30));
     assert_eq!((added.size, added.cookie), (128 << 20, 9));
     rig.plugs(0, 64);
     assert_eq!(rig.states(), [("a".into(), PartitionState::Requested, 64)]);
@@ -140,6 +140,7 @@ fn a_partition_is_a_node_until_the_guest_has_given_it_back() {
     assert_eq!(rig.states(), []);
     let gone = shown(pending.wait(&Nobody));
     assert!(gone.state == PartitionState::Absent && gone.removal_us.is_some());
+    assert_eq!((gone.node, gone.number), (Some(1), None));
     assert_eq!((gone.plugs, gone.unplugs, gone.peak), (3, 2, 192 << 20));
     assert_eq!(gone.last_release_us, Some(3000), "a millisecond each time");
     assert_eq!(shown(rig.slots().add(wish("b", 2))).node, Some(1), "the slot is free again");
