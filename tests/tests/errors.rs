@@ -108,7 +108,10 @@ fn configuration_files_are_refused_with_the_field() -> Result<()> {
         ("{", "not valid JSON"),
         (r#"{"cpus": {"boot_vcpus": "two"}}"#, "cpus.boot_vcpus"),
         (r#"{"payload": {}}"#, "payload.kernel"),
-        (r#"{"payload": {"kernel": "/k"}, "disks": [{"path": "/d"}]}"#, "disks[0].path"),
+        (
+            r#"{"payload": {"kernel": "/k"}, "disks": [{"path": "/d"}]}"#,
+            "\n  caused by: disks[0].path",
+        ),
     ];
     for (json, expected) in cases {
         fs::write(&path, json)?;

@@ -36,10 +36,13 @@ fn run(cli: &Cli, start: Instant) -> anyhow::Result<()> {
     Ok(vmm::monitor::run(cli.launch()?)?)
 }
 
-/// Writes an error and its causes, one per line.
+/// Writes an error and its causes, one per line. A cause of several lines is several problems.
 fn report(error: &anyhow::Error, to: &mut dyn Write) -> io::Result<()> {
     writeln!(to, "tessera: {error}")?;
-    error.chain().skip(1).try_for_each(|cause| writeln!(to, "  caused by: {cause}"))
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        cause.lines().try_for_each(|line| writeln!(to, "  caused by: {line}"))?;
+    }
+    Ok(())
 }
 
 fn set_up_log(cli: &Cli, start: Instant) -> anyhow::Result<()> {
@@ -66,4 +69,23 @@ fn write_record(to: &mut Formatter, record: &Record<'_>, start: Instant) -> io::
     let name = thread.name().unwrap_or("?");
     let (level, module) = (record.level(), record.target());
     writeln!(to, "tessera: {elapsed:.6}s: <{name}> {level}:{module} -- {}", record.args())
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm::machine::spec::InvalidConfig;
+    use vmm::monitor::Error;
+
+    use super::*;
+
+    #[test]
+    fn each_problem_is_a_line_that_says_it_is_a_cause() {
+        let problems = vec!["a: b".to_owned(), "c: d".to_owned()];
+        let error = Error::Config(InvalidConfig { problems });
+        let mut text = Vec::new();
+        report(&error.into(), &mut text).unwrap();
+        let expected =
+            "tessera: the configuration is invalid\n  caused by: a: b\n  caused by: c: d\n";
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
 }
