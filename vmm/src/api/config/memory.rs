@@ -157,26 +157,28 @@ pub enum PartitionsMode {
     Channel,
     /// Each is a NUMA node, for any kernel.
     Numa,
-    /// The channel where the guest's kernel has it, else nodes.
+    /// The channel where the guest's kernel has it, else nodes: there is room for both.
     Auto,
 }
 
-/// Room for partitions, in bytes; Cloud Hypervisor has none.
+/// Room for partitions; sizes in bytes, whole multiples of a block: 2 MiB, or the size of the huge
+/// pages that `memory` is made of. Cloud Hypervisor has none. What the mode does not have is left
+/// at its default, and where all is, there is no room.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PartitionsConfig {
     /// How they are kept apart.
     pub mode: PartitionsMode,
-    /// With the channel: the most that all partitions together can have.
+    /// With the channel: the most that all partitions together can have; not 0.
     pub size: u64,
-    /// With the channel: the most partitions at a time.
+    /// With the channel: the most partitions at a time, 1 to 4096.
     pub max: u32,
-    /// With the channel: for how much of it the guest is to have its bookkeeping ready before the
-    /// first partition.
+    /// With the channel: for how much of `size` the guest is to have its bookkeeping ready before
+    /// the first partition.
     pub prepare: u64,
-    /// With nodes: the most partitions at a time, a node for each.
+    /// With nodes: the most partitions at a time, a node for each; 1 to 16.
     pub slots: u32,
-    /// With nodes: the most that one partition can have.
+    /// With nodes: the most that one partition can have; not 0.
     pub slot_size: u64,
 }
 

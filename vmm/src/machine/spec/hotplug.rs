@@ -35,12 +35,9 @@ pub(super) fn devices(
                        command line)";
         problems.add("memory.hotplug_method", problem);
     }
-    if let Some(config) = &config.partitions {
-        if config.mode != PartitionsMode::Numa && config.size != 0 {
-            devices.push(partitions(config, &zones[0], problems));
-        }
-        devices.extend(slots(config, &zones[0], problems));
-    }
+    // What says nothing asks for nothing.
+    let asked = config.partitions.as_ref().filter(|asked| **asked != PartitionsConfig::default());
+    devices.extend(asked.into_iter().flat_map(|asked| partitions(asked, &zones[0], problems)));
     devices
 }
 
@@ -71,12 +68,40 @@ fn zone(
     (most != Bytes::ZERO).then_some(device)
 }
 
-/// The device of all partitions, which are made of what `zone` is made of.
-fn partitions(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -> MemDevice {
+/// The devices of partitions, which are made of what `zone` is made of: the channel's, then slots.
+fn partitions(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -> Vec<MemDevice> {
+    let default = PartitionsConfig::default();
+    let &PartitionsConfig { mode, size, max, prepare, slots: count, slot_size } = config;
+    let for_channel = (size, max, prepare) != (default.size, default.max, default.prepare);
+    let for_slots = (count, slot_size) != (default.slots, default.slot_size);
+    let mut refused = |problem| {
+        problems.add("memory.partitions.mode", problem);
+        Vec::new()
+    };
+    match mode {
+        PartitionsMode::Channel if for_slots => {
+            refused("channel has no slots; leave slots and slot_size out, or use numa or auto")
+        }
+        PartitionsMode::Numa if for_channel => {
+            refused("numa has slots alone; leave size, max and prepare out, or use auto")
+        }
+        PartitionsMode::Channel => vec![channel(config, zone, problems)],
+        PartitionsMode::Numa => slots(config, zone, problems),
+        PartitionsMode::Auto => {
+            [vec![channel(config, zone, problems)], slots(config, zone, problems)].concat()
+        }
+    }
+}
+
+/// The device of all partitions of a guest with the channel.
+fn channel(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -> MemDevice {
     let block = block(zone);
     let size = problems.multiple("memory.partitions.size", config.size, block);
     let prepare = problems.multiple("memory.partitions.prepare", config.prepare, block);
-    if prepare > size {
+    if size == Bytes::ZERO {
+        let problem = "0 bytes; say how much all partitions together can have";
+        problems.add("memory.partitions.size", problem);
+    } else if prepare > size {
         let problem = format!("{prepare} is over memory.partitions.size, {size}; lower it");
         problems.add("memory.partitions.prepare", problem);
     }
@@ -120,22 +145,11 @@ pub(super) fn placed(
 
 /// The devices of partitions that are a NUMA node each.
 fn slots(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -> Vec<MemDevice> {
-    let path = "memory.partitions";
-    if config.mode == PartitionsMode::Channel {
-        if config.slots != 0 || config.slot_size != 0 {
-            let problem = "channel has no slots; leave slots and slot_size out, or use auto";
-            problems.add(format_args!("{path}.mode"), problem);
-        }
-        return Vec::new();
-    }
-    if config.mode == PartitionsMode::Auto && config.slots == 0 {
-        return Vec::new();
-    }
     let block = block(zone);
-    let count: u64 = problems.range(format_args!("{path}.slots"), config.slots.into(), SLOTS);
-    let size = problems.multiple(format_args!("{path}.slot_size"), config.slot_size, block);
+    let count: u64 = problems.range("memory.partitions.slots", config.slots.into(), SLOTS);
+    let size = problems.multiple("memory.partitions.slot_size", config.slot_size, block);
     if size == Bytes::ZERO {
-        problems.add(format_args!("{path}.slot_size"), "0 bytes; say how much a slot holds");
+        problems.add("memory.partitions.slot_size", "0 bytes; say how much a slot holds");
     }
     let slot = |number| MemDevice {
         id: format!("{SLOT_ID}{number}"),

@@ -312,8 +312,7 @@ fn slots_are_nodes_behind_all_others() {
 fn slots_come_after_the_clients_nodes_and_end_at_63() {
     let fields = |number| {
         json!({"numa": [{"guest_numa_id": number}, {"guest_numa_id": 1}],
-               "memory": {"partitions": {"mode": "numa", "size": GIB, "slots": 16,
-                                         "slot_size": 512 << 20}}})
+               "memory": {"partitions": {"mode": "numa", "slots": 16, "slot_size": 512 << 20}}})
     };
     let spec = spec(fields(47)).unwrap();
     let nodes: Vec<_> = spec.mem_devices.iter().filter_map(|device| device.node).collect();
@@ -327,19 +326,42 @@ fn slots_come_after_the_clients_nodes_and_end_at_63() {
 
 #[test]
 fn slots_that_cannot_be_are_refused() {
-    let refused = |mode: &str, slots: u64, size: u64, problem: &str| {
-        let partitions = json!({"mode": mode, "slots": slots, "slot_size": size});
+    let refused = |slots: u64, size: u64, problem: &str| {
+        let partitions = json!({"mode": "numa", "slots": slots, "slot_size": size});
         assert_refused(json!({"memory": {"partitions": partitions}}), problem);
     };
-    let range = "memory.partitions.slots: 17 is out of range; use 1 to 16";
-    refused("numa", 17, GIB, range);
-    let none = "memory.partitions.slots: 0 is out of range; use 1 to 16";
-    refused("numa", 0, GIB, none);
-    let empty = "memory.partitions.slot_size: 0 bytes; say how much a slot holds";
-    refused("numa", 1, 0, empty);
+    refused(17, GIB, "memory.partitions.slots: 17 is out of range; use 1 to 16");
+    refused(0, GIB, "memory.partitions.slots: 0 is out of range; use 1 to 16");
+    refused(1, 0, "memory.partitions.slot_size: 0 bytes; say how much a slot holds");
     let odd = "memory.partitions.slot_size: 3145728 is no multiple of 2 MiB; round it";
-    refused("numa", 1, 3 << 20, odd);
+    refused(1, 3 << 20, odd);
+}
+
+/// Each of these made another VM than it described, without a word.
+#[test]
+fn room_that_its_mode_cannot_mean_is_refused() {
     let channel = "memory.partitions.mode: channel has no slots; leave slots and slot_size out, or \
-                   use auto";
-    refused("channel", 1, GIB, channel);
+                   use numa or auto";
+    let numa = "memory.partitions.mode: numa has slots alone; leave size, max and prepare out, or \
+                use auto";
+    let size = "memory.partitions.size: 0 bytes; say how much all partitions together can have";
+    let slots = "memory.partitions.slots: 0 is out of range; use 1 to 16";
+    let slot_size = "memory.partitions.slot_size: 0 bytes; say how much a slot holds";
+    let cases = [
+        (json!({"slots": 1}), vec![channel]),
+        (json!({"size": GIB, "slot_size": GIB}), vec![channel]),
+        (json!({"mode": "numa", "slots": 1, "slot_size": GIB, "size": GIB}), vec![numa]),
+        (json!({"mode": "numa", "slots": 1, "slot_size": GIB, "max": 8}), vec![numa]),
+        (json!({"mode": "numa", "slots": 1, "slot_size": GIB, "prepare": GIB}), vec![numa]),
+        (json!({"max": 8}), vec![size]),
+        (json!({"prepare": GIB}), vec![size]),
+        (json!({"mode": "auto", "slots": 1, "slot_size": GIB}), vec![size]),
+        (json!({"mode": "auto", "size": GIB}), vec![slots, slot_size]),
+        (json!({"mode": "auto", "size": GIB, "slot_size": GIB}), vec![slots]),
+        (json!({"mode": "auto"}), vec![size, slots, slot_size]),
+    ];
+    for (partitions, problems) in cases {
+        let refused = spec(json!({"memory": {"partitions": partitions}})).unwrap_err();
+        assert_eq!(refused, problems, "{partitions}");
+    }
 }
