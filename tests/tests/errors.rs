@@ -87,6 +87,8 @@ fn wrong_options_are_run_time_errors_and_wrong_usage_is_not() -> Result<()> {
     );
     says(&boot(&kernel, &["--disk", "path=/dev/null"])?, 1, &["disks[0].path"]);
     says(&run(["--no-such-option"])?, 2, &["--no-such-option"]);
+    says(&boot(&kernel, &["--net", "tap=tap0"])?, 2, &["--net is not supported yet"]);
+    says(&boot(&kernel, &["--seccomp", "true"])?, 1, &["use --seccomp false"]);
     says(&run(["--memory", "size=128M"])?, 2, &["--kernel"]);
     assert_eq!(run(std::iter::empty::<&str>())?.status, 2, "neither a VM nor an API socket");
     let help = run(["--help"])?;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 when the guest powered off or the monitor was asked to end, 1 for a run-time
 //! error, 2 for wrong usage.
 
+use std::env;
 use std::fs::File;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -10,7 +11,6 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::Parser;
 use env_logger::fmt::Formatter;
 use log::{LevelFilter, Record};
 use rustix::fs::Mode;
@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     let start = Instant::now();
     // Sockets and files made from here on are this user's alone.
     umask(Mode::RWXG | Mode::RWXO);
-    match run(&Cli::parse(), start) {
+    let cli = Cli::read(env::args_os()).unwrap_or_else(|error| error.exit());
+    match run(&cli, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // If standard error is gone there is nobody left to tell.

@@ -6,7 +6,9 @@
 
 mod keys;
 mod tables;
+mod unsupported;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Parser};
@@ -82,6 +84,9 @@ pub struct Cli {
     /// Write events here, as JSON
     #[arg(long, value_name = "path=PATH | fd=N")]
     event_monitor: Option<String>,
+    /// Filter of the monitor's system calls: there is none
+    #[arg(long, value_name = "false")]
+    seccomp: Option<String>,
     /// Write the log here [default: standard error]
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
@@ -110,6 +115,15 @@ pub enum CliError {
 }
 
 impl Cli {
+    /// Reads a command line, whose first word is the program's name.
+    ///
+    /// # Errors
+    /// A usage error, or a text that was asked for instead: clap's, which knows the exit status.
+    /// Options that Cloud Hypervisor has and we have not are named as such.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(words).map_err(unsupported::named)
+    }
+
     /// Where to write the log; `None` for standard error.
     pub fn log_file(&self) -> Option<&Path> {
         self.log_file.as_deref()
@@ -126,6 +140,9 @@ impl Cli {
     /// # Errors
     /// [`CliError`].
     pub fn launch(&self) -> Result<Launch, CliError> {
+        if let Some(text) = &self.seccomp {
+            tables::seccomp(text)?;
+        }
         let has_vm = self.config.is_some() || self.kernel.is_some();
         Ok(Launch {
             api_socket: endpoint("--api-socket", self.api_socket.as_deref())?,

@@ -29,6 +29,7 @@ pub(super) const CPUS: Table = Table {
         same("nested", switch),
         same("kvm_hyperv", switch),
     ],
+    unsupported: &["features", "core_scheduling", "profile"],
 };
 
 /// `--memory`.
@@ -50,6 +51,7 @@ pub(super) const MEMORY: Table = Table {
         same("refused_access", refused_access),
         same("overcommit", switch),
     ],
+    unsupported: &["file"],
 };
 
 /// `--memory-zone`.
@@ -67,6 +69,7 @@ pub(super) const ZONE: Table = Table {
         same("hotplugged_size", size),
         same("prefault", switch),
     ],
+    unsupported: &["reserve", "mergeable"],
 };
 
 /// `--numa`.
@@ -78,6 +81,7 @@ pub(super) const NUMA: Table = Table {
         same("distances", distances),
         same("memory_zones", texts),
     ],
+    unsupported: &["device_id", "pci_segments"],
 };
 
 /// `partitions` of `--memory`.
@@ -91,6 +95,7 @@ const PARTITIONS: Table = Table {
         same("slots", number),
         same("slot_size", size),
     ],
+    unsupported: &[],
 };
 
 /// `--disk`.
@@ -111,11 +116,27 @@ pub(super) const DISK: Table = Table {
         same("pci_segment", number),
         same("backing_files", switch),
     ],
+    unsupported: &[
+        "bw_size",
+        "bw_one_time_burst",
+        "bw_refill_time",
+        "ops_size",
+        "ops_one_time_burst",
+        "ops_refill_time",
+        "rate_limit_group",
+        "queue_affinity",
+        "sparse",
+        "lock_granularity",
+        "pci_device_id",
+    ],
 };
 
 /// `--rng`.
-pub(super) const RNG: Table =
-    Table { option: "--rng", keys: &[same("src", text), same("iommu", switch)] };
+pub(super) const RNG: Table = Table {
+    option: "--rng",
+    keys: &[same("src", text), same("iommu", switch)],
+    unsupported: &["id", "pci_segment", "pci_device_id"],
+};
 
 /// `--platform`.
 pub(super) const PLATFORM: Table = Table {
@@ -125,6 +146,15 @@ pub(super) const PLATFORM: Table = Table {
         key("serial_number", "system_serial_number", text),
         key("uuid", "system_uuid", text),
         same("oem_strings", texts),
+    ],
+    unsupported: &[
+        "iommu_segments",
+        "iommu_address_width",
+        "iommufd",
+        "iommufd_fd",
+        "vfio_p2p_dma",
+        "tdx",
+        "sev_snp",
     ],
 };
 
@@ -147,6 +177,18 @@ pub(super) fn character(option: &'static str, text: &str) -> Result<Value, Optio
         }
     };
     Ok(device)
+}
+
+/// `--seccomp`: nothing but what is so can be asked for.
+///
+/// # Errors
+/// It is.
+pub(super) fn seccomp(text: &str) -> Result<(), OptionError> {
+    if text == "false" {
+        return Ok(());
+    }
+    let problem = "not supported yet: no system call is filtered; use --seccomp false";
+    Err(OptionError::new("--seccomp", format!("{text:?} is {problem}")))
 }
 
 fn text(text: &str) -> Result<Value, String> {

@@ -57,6 +57,62 @@ fn options_of_a_vm_need_a_payload() {
     assert_eq!(usage(&["--kernel", "k", "stray"]), ErrorKind::UnknownArgument);
 }
 
+/// The option is named, however it is written, and nothing else is told.
+#[test]
+fn options_that_only_cloud_hypervisor_has_are_not_supported_yet() {
+    let read = |line: &[&str]| {
+        let words = ["tessera", "--api-socket", "s"].iter().chain(line);
+        Cli::read(words.map(|word| (*word).into())).unwrap_err()
+    };
+    for (line, option) in [
+        (&["--net", "tap=tap0,mac="][..], "--net"),
+        (&["--vsock=cid=3,socket=/s"], "--vsock"),
+        (&["--disk", "path=a", "--firmware", "f"], "--firmware"),
+        (&["--landlock"], "--landlock"),
+    ] {
+        let error = read(line);
+        assert_eq!(error.exit_code(), 2);
+        let expected = format!("error: {option} is not supported yet; leave it out\n");
+        assert_eq!(error.to_string(), expected);
+    }
+    assert!(read(&["--nets"]).to_string().contains("unexpected argument '--nets'"));
+    let help = read(&["--help"]);
+    assert_eq!(help.exit_code(), 0);
+    assert!(!help.to_string().contains("--net"), "{help}");
+}
+
+/// Scripts for Cloud Hypervisor say it either way, and it is on unless they do.
+#[test]
+fn a_filter_that_is_not_there_cannot_be_asked_for() {
+    assert!(launch(&["--kernel", "k", "--seccomp", "false"]).config.is_some());
+    for text in ["true", "log", "errno", "x"] {
+        assert_eq!(
+            problem(&["--api-socket", "s", "--seccomp", text]),
+            format!(
+                "--seccomp: {text:?} is not supported yet: no system call is filtered; use \
+                 --seccomp false"
+            )
+        );
+    }
+}
+
+#[test]
+fn keys_that_only_cloud_hypervisor_has_are_not_supported_yet() {
+    for (option, key) in [
+        ("--disk", "bw_size"),
+        ("--disk", "ops_refill_time"),
+        ("--cpus", "features"),
+        ("--memory", "file"),
+        ("--memory-zone", "reserve"),
+        ("--numa", "device_id"),
+        ("--rng", "id"),
+        ("--platform", "iommu_segments"),
+    ] {
+        let expected = format!("{option}: {key}: not supported yet; leave it out");
+        assert_eq!(value_problem(option, &format!("{key}=1")), expected);
+    }
+}
+
 #[test]
 fn version_is_a_name_and_a_number() {
     assert_eq!(usage(&["-V"]), ErrorKind::DisplayVersion);
