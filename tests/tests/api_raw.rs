@@ -89,6 +89,7 @@ fn wrong_methods_routes_and_bodies_are_told_apart() -> Result<()> {
         ("PUT", "vmm.ping", None, 400),
         ("DELETE", "vm.delete", None, 400),
         ("GET", "vm.unknown", None, 404),
+        ("PUT", "vm.snapshot", Some("{}"), 501),
         ("GET", "../v1/vmm.ping", None, 404),
         ("PUT", "vm.boot", Some("{}"), 400),
         ("PUT", "vm.create", None, 400),

@@ -28,6 +28,7 @@ impl Status {
     pub(super) const BODY_TOO_LARGE: Self = Self(413, "Payload Too Large");
     pub(super) const HEAD_TOO_LARGE: Self = Self(431, "Request Header Fields Too Large");
     pub(super) const INTERNAL: Self = Self(500, "Internal Server Error");
+    pub(super) const NOT_IMPLEMENTED: Self = Self(501, "Not Implemented");
     pub(super) const UNAVAILABLE: Self = Self(503, "Service Unavailable");
 }
 

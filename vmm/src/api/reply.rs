@@ -152,6 +152,8 @@ pub enum ErrorKind {
     WrongState,
     /// 500: the monitor or its host failed.
     Internal,
+    /// 501: Cloud Hypervisor does that.
+    Unsupported,
 }
 
 impl ApiError {

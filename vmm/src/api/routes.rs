@@ -44,6 +44,26 @@ const ROUTES: &[(&str, &str, Body)] = &[
     ("PUT", "vm.resize-partition", Body::Json(bodies::resize_partition)),
 ];
 
+/// What else is called behind [`PREFIX`] in Cloud Hypervisor's API.
+const UNSUPPORTED: &[&str] = &[
+    "vm.add-device",
+    "vm.add-disk",
+    "vm.add-fs",
+    "vm.add-generic-vhost-user",
+    "vm.add-net",
+    "vm.add-pmem",
+    "vm.add-user-device",
+    "vm.add-vdpa",
+    "vm.add-vsock",
+    "vm.coredump",
+    "vm.receive-migration",
+    "vm.remove-device",
+    "vm.resize-disk",
+    "vm.restore",
+    "vm.send-migration",
+    "vm.snapshot",
+];
+
 fn create(body: &[u8]) -> Result<Request, ApiError> {
     Ok(Request::Create(Box::new(VmConfig::from_json(body)?)))
 }
@@ -70,10 +90,13 @@ pub(super) fn serve(
 
 fn request(method: &str, path: &str, body: &[u8]) -> Result<Request, ApiError> {
     let invalid = |problem| ApiError::new(ErrorKind::Invalid, problem);
-    let route = path.strip_prefix(PREFIX);
-    let route = route.and_then(|name| ROUTES.iter().find(|(_, route, _)| *route == name));
-    let Some((expected, _, make)) = route else {
-        return Err(ApiError::new(ErrorKind::NotFound, "there is no such endpoint"));
+    let name = path.strip_prefix(PREFIX).unwrap_or_default();
+    let Some((expected, _, make)) = ROUTES.iter().find(|(_, route, _)| *route == name) else {
+        return Err(if UNSUPPORTED.contains(&name) {
+            ApiError::new(ErrorKind::Unsupported, format!("{name} is not supported yet"))
+        } else {
+            ApiError::new(ErrorKind::NotFound, "there is no such endpoint")
+        });
     };
     if method != *expected {
         return Err(invalid(format!("this endpoint is called with {expected}")));
@@ -111,6 +134,7 @@ fn failure(error: &ApiError) -> (Status, Option<Vec<u8>>) {
         ErrorKind::NotFound => Status::NOT_FOUND,
         ErrorKind::WrongState => Status::CONFLICT,
         ErrorKind::Internal => Status::INTERNAL,
+        ErrorKind::Unsupported => Status::NOT_IMPLEMENTED,
     };
     (status, Some(error_body(&error.chain)))
 }
@@ -326,6 +350,23 @@ mod tests {
         }
     }
 
+    /// A client that knows only of statuses can tell them from words that mean nothing.
+    #[test]
+    fn calls_that_only_cloud_hypervisor_has_are_not_supported_yet() {
+        for (method, name, body) in [
+            ("PUT", "vm.add-net", "{}"),
+            ("PUT", "vm.snapshot", r#"{"destination_url":"file:///d"}"#),
+            ("PUT", "vm.remove-device", ""),
+            ("GET", "vm.restore", ""),
+        ] {
+            let answer = ask(Ok(Reply::Done), (method, &format!("/api/v1/{name}"), body));
+            let json = format!(r#"["Error from API","{name} is not supported yet"]"#);
+            assert_eq!(answer, (501, json, Vec::new()));
+        }
+        let both = |name: &&&str| ROUTES.iter().any(|(_, route, _)| *route == **name);
+        assert_eq!(UNSUPPORTED.iter().find(both), None);
+    }
+
     #[test]
     fn bad_configurations_are_explained() {
         let create = |body| ask(Ok(Reply::Done), ("PUT", "/api/v1/vm.create", body));
@@ -348,6 +389,7 @@ mod tests {
             (ErrorKind::NotFound, 404),
             (ErrorKind::WrongState, 409),
             (ErrorKind::Internal, 500),
+            (ErrorKind::Unsupported, 501),
         ];
         for (kind, expected) in kinds {
             let error = ApiError::new(kind, "inner \"cause\"").context("outer");

@@ -101,10 +101,7 @@ pub(super) fn refused(field: &'static str) -> impl Fn(MemError) -> ApiError {
                 let advice = "make room on the host, or create the VM with memory.overcommit";
                 known.chain.push(advice.to_owned());
             }
-            match known.kind {
-                ErrorKind::Invalid => ApiError::field(field, known),
-                ErrorKind::NotFound | ErrorKind::WrongState | ErrorKind::Internal => known,
-            }
+            if known.kind == ErrorKind::Invalid { ApiError::field(field, known) } else { known }
         }
     }
 }
