@@ -132,6 +132,7 @@ fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()
     assert_eq!(words[1..6], ["plugged", "256", "MiB", "256", "MiB"], "{list}");
     let one = vm.partitions()?.remove(0);
     assert_eq!((&one["node"], &one["size"], &one["peak"]), (&json!(1), &json!(SLOT), &json!(SLOT)));
+    assert_eq!(one["release"], "manual", "memctl asked for auto: {one}");
     assert!(one["number"].is_null(), "the guest has none for it: {one}");
     assert!(one["plugs"].as_u64() > Some(0) && one["unplugs"] == 0, "{one}");
     assert_eq!(one["extents"][0]["size"], SLOT);

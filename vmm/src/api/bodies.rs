@@ -41,14 +41,20 @@ struct AddPartition {
 }
 
 /// What becomes of a partition that is empty.
-#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Release {
+pub enum Release {
     /// The guest gives it back by itself.
     #[default]
     Auto,
     /// The guest keeps it until it is removed.
     Manual,
+}
+
+impl From<Policy> for Release {
+    fn from(policy: Policy) -> Self {
+        if policy.keep { Self::Manual } else { Self::Auto }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -94,7 +100,7 @@ pub(super) fn resize_zone(body: &[u8]) -> Result<Request, ApiError> {
 /// `vm.add-partition`.
 pub(super) fn add_partition(body: &[u8]) -> Result<Request, ApiError> {
     let body: AddPartition = body_from_json("vm.add-partition", body)?;
-    let keep = matches!(body.release, Release::Manual);
+    let keep = body.release == Release::Manual;
     Ok(Request::AddPartition {
         id: name(&body.id)?,
         size: Bytes::new(body.size),

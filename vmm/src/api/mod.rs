@@ -24,6 +24,7 @@ mod request;
 mod routes;
 mod server;
 
+pub use bodies::Release;
 pub use cli::{Cli, CliError, OptionError};
 pub use descriptor::Endpoint;
 pub use events::EventMonitor;

@@ -7,6 +7,7 @@ use memctl::partitioner::HostError;
 use memctl::{Account, Bytes, Geometry, Partition, PartitionState, Partitioner};
 use serde::Serialize;
 
+use super::bodies::Release;
 use super::reply::{ApiError, ErrorKind};
 
 /// A partition; sizes in bytes.
@@ -20,6 +21,8 @@ pub struct PartitionReply {
     pub number: Option<u32>,
     /// Where it is in its life; `absent` when it was removed.
     pub state: PartitionState,
+    /// What becomes of it when it is empty. One that is a NUMA node is kept, whatever was wished.
+    pub release: Release,
     /// What it is wanted to have.
     pub size: u64,
     /// What the guest has taken of it.
@@ -81,6 +84,7 @@ impl From<&PartitionView> for PartitionReply {
             id: view.name.to_string(),
             number: view.node.is_none().then_some(view.id.0),
             state: view.state,
+            release: view.policy.into(),
             size: view.requested.as_u64(),
             plugged: view.plugged.as_u64(),
             used: view.hints.used.map(Bytes::as_u64),
@@ -202,9 +206,10 @@ mod tests {
         let partition = partitioner.partition(id).unwrap();
         let reply = PartitionReply::new(partition, partitioner.geometry());
         let mut expected = json!({
-            "id": "fn-7", "number": 1, "state": "requested", "size": 8 << 20, "plugged": 6 << 20,
-            "used": null, "used_peak": 0, "peak": 6 << 20, "spilled": 0, "stuck": 0, "plugs": 1,
-            "unplugs": 0, "last_release_us": null, "cookie": 9,
+            "id": "fn-7", "number": 1, "state": "requested", "release": "auto",
+            "size": 8 << 20, "plugged": 6 << 20, "used": null, "used_peak": 0, "peak": 6 << 20,
+            "spilled": 0, "stuck": 0, "plugs": 1, "unplugs": 0, "last_release_us": null,
+            "cookie": 9,
             "extents": [{"addr": ADDR + (256 << 20), "size": 8 << 20}],
         });
         assert_eq!(serde_json::to_value(&reply).unwrap(), expected);

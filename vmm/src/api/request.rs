@@ -54,7 +54,8 @@ pub enum Request {
         id: PartitionName,
         /// How much; checked neither for whole blocks nor for zero.
         size: Bytes,
-        /// What the host does with it.
+        /// What the host does with it. In a slot, [`Policy::keep`] is always so and
+        /// [`Policy::prefault`] is refused.
         policy: Policy,
         /// What the guest shows its userspace.
         cookie: Cookie,
@@ -66,7 +67,7 @@ pub enum Request {
         /// How long to wait for the guest, at most a minute. [`Duration::ZERO`] is answered at
         /// once, and never with [`Reply::Pending`].
         timeout: Duration,
-        /// Whether the guest is to move what is in use elsewhere.
+        /// Whether the guest is to move what is in use elsewhere. Out of a slot it always does.
         evacuate: bool,
     },
     /// What has come of a removal that a client has waited for as long as it wanted. Changes nothing,

@@ -155,7 +155,7 @@ mod tests {
     use memctl::{Bytes, Cookie, PartitionName, PartitionState, Policy};
 
     use super::*;
-    use crate::api::{PartitionReply, Pending, PingReply};
+    use crate::api::{PartitionReply, Pending, PingReply, Release};
 
     /// Notes what it was asked and answers what it was told to, the last answer first.
     struct Fake {
@@ -221,6 +221,7 @@ mod tests {
             id: "fn-7".into(),
             number: Some(7),
             state: PartitionState::Absent,
+            release: Release::Auto,
             size: 0,
             plugged: 0,
             used: None,

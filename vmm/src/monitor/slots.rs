@@ -10,8 +10,10 @@
 //! in it, and a partition keeps its slot, so node numbers are stable. What is plugged, the devices
 //! tell; on their threads the table moves on. No device is called with its lock held.
 //!
-//! The guest says nothing about who uses a node. A removal makes it move what is left there, which
-//! takes its time and can fail; all that is seen of it here is memory that does not come back.
+//! The guest says nothing about who uses a node, so none goes by itself when it is empty: each is
+//! kept until it is removed, whatever its wish says. A removal makes the guest move what is left
+//! there, asked to or not, which takes its time and can fail; all that is seen of it here is memory
+//! that does not come back.
 
 use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard};
@@ -20,7 +22,7 @@ use std::time::Duration;
 use devices::sync::lock;
 use devices::virtio::mem::{MemHandle, PartitionView};
 use log::error;
-use memctl::{Bytes, Counters, Hints, PartitionId, PartitionName, PartitionState, Resize};
+use memctl::{Bytes, Counters, Hints, PartitionId, PartitionName, PartitionState, Policy, Resize};
 
 use super::memory::refused;
 use super::partitions::{Home, HostFree, Removal, Waiting, Wish, changed, unknown, wanted_again};
@@ -203,7 +205,7 @@ impl Home for Slots<'_> {
             requested: size,
             plugged: Bytes::ZERO,
             peak: Bytes::ZERO,
-            policy,
+            policy: Policy { keep: true, ..policy },
             evacuate: false,
             hints: Hints::default(),
             last_release: None,

@@ -8,6 +8,7 @@ use memctl::{Cookie, Geometry, Layout, Partitioner, Policy};
 
 use super::super::testing::{Host, Nobody};
 use super::*;
+use crate::api::Release;
 use crate::machine::spec::Memory;
 use crate::monitor::memory::Listeners;
 
@@ -121,6 +122,7 @@ fn a_partition_is_a_node_until_the_guest_has_given_it_back() {
     let added = shown(rig.slots().add(wish("a", 128)));
     assert_eq!((added.node, added.number, added.extents[0].addr), (Some(1), None, 4 << 30));
     assert_eq!((added.size, added.cookie), (128 << 20, 9));
+    assert_eq!(added.release, Release::Manual, "it does not go by itself");
     rig.plugs(0, 64);
     assert_eq!(rig.states(), [("a".into(), PartitionState::Requested, 64)]);
     rig.plugs(0, 128);
