@@ -25,6 +25,8 @@ const CPUS_HELP: &str =
     "boot=1,max=,topology=THREADS:CORES:DIES:PACKAGES,max_phys_bits=46,affinity=[0@[1,2],..]";
 const NUMA_HELP: &str = "guest_numa_id=,cpus=[0-1],distances=[1@20],memory_zones=[..]; several \
                          values replace the nodes of the file";
+const SERIAL_MODES: &str = "off|null|tty|pty|file=F|socket=F";
+const CONSOLE_MODES: &str = "off|null|tty|pty|file=F";
 
 /// A microVM monitor that runs many function instances in one virtual machine.
 #[derive(Debug, Parser)]
@@ -73,10 +75,10 @@ pub struct Cli {
     #[arg(long, value_name = "KEYS", requires = "payload")]
     rng: Option<String>,
     /// Serial port [default: null]
-    #[arg(long, value_name = "off|null|tty|pty|file=F|socket=F", requires = "payload")]
+    #[arg(long, value_name = SERIAL_MODES, requires = "payload")]
     serial: Option<String>,
     /// virtio console [default: tty]
-    #[arg(long, value_name = "off|null|tty|pty|file=F", requires = "payload")]
+    #[arg(long, value_name = CONSOLE_MODES, requires = "payload")]
     console: Option<String>,
     /// num_pci_segments=1,serial_number=,uuid=,oem_strings=[..]
     #[arg(long, value_name = "KEYS", requires = "payload")]
@@ -188,11 +190,12 @@ impl Cli {
 
     /// Sections that an option replaces as a whole.
     fn override_devices(&self, object: &mut Map<String, Value>) -> Result<(), OptionError> {
-        for (name, option, text) in
-            [("serial", "--serial", &self.serial), ("console", "--console", &self.console)]
-        {
+        for (name, option, modes, text) in [
+            ("serial", "--serial", SERIAL_MODES, &self.serial),
+            ("console", "--console", CONSOLE_MODES, &self.console),
+        ] {
             if let Some(text) = text {
-                object.insert(name.to_owned(), tables::character(option, text)?);
+                object.insert(name.to_owned(), tables::character(option, modes, text)?);
             }
         }
         let lists: [(&str, &str, &Table, &[String]); 3] = [

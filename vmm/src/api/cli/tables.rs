@@ -158,11 +158,16 @@ pub(super) const PLATFORM: Table = Table {
     ],
 };
 
-/// `--serial` and `--console`: a mode, with a path where it needs one.
+/// `--serial` and `--console`: one of `modes`, with a path where it needs one. A socket is left to
+/// the check of the VM.
 ///
 /// # Errors
 /// The mode does not exist.
-pub(super) fn character(option: &'static str, text: &str) -> Result<Value, OptionError> {
+pub(super) fn character(
+    option: &'static str,
+    modes: &str,
+    text: &str,
+) -> Result<Value, OptionError> {
     let device = match text.split_once('=').unwrap_or((text, "")) {
         ("off", "") => json!({ "mode": "Off" }),
         ("null", "") => json!({ "mode": "Null" }),
@@ -171,8 +176,7 @@ pub(super) fn character(option: &'static str, text: &str) -> Result<Value, Optio
         ("file", path) => json!({ "mode": "File", "file": path }),
         ("socket", path) => json!({ "mode": "Socket", "socket": path }),
         _ => {
-            let valid = "off, null, tty, pty, file=PATH, socket=PATH";
-            let problem = format!("{text:?} does not exist; valid values are {valid}");
+            let problem = format!("{text:?} does not exist; use {modes}");
             return Err(OptionError::new(option, problem));
         }
     };

@@ -293,7 +293,11 @@ fn unknown_keys_are_errors_that_list_the_valid_ones() {
     );
     assert_eq!(
         value_problem("--serial", "teletype"),
-        r#"--serial: "teletype" does not exist; valid values are off, null, tty, pty, file=PATH, socket=PATH"#
+        r#"--serial: "teletype" does not exist; use off|null|tty|pty|file=F|socket=F"#
+    );
+    assert_eq!(
+        value_problem("--console", "teletype"),
+        r#"--console: "teletype" does not exist; use off|null|tty|pty|file=F"#
     );
 }
 
