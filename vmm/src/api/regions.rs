@@ -13,7 +13,7 @@ use super::reply::{ApiError, ErrorKind};
 /// A partition; sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PartitionReply {
-    /// Its name.
+    /// Its name, as the client gave it.
     pub id: String,
     /// The guest's number for it, which `memory.partition` takes and which names its folder in the
     /// driver's `partitions`. It is of this partition alone, until the guest's kernel ends; `None`
@@ -115,7 +115,7 @@ pub struct RegionReply {
     pub addr: u64,
     /// Length of the region.
     pub size: u64,
-    /// Size of a block.
+    /// Size of a block: what comes and goes is a whole number of them.
     pub block_size: u64,
     /// Length of what the guest may use of the region now.
     pub usable: u64,

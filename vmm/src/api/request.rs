@@ -8,6 +8,11 @@ use super::config::VmConfig;
 use super::reply::{ApiError, Reply};
 
 /// One call of the API, parsed and typed. The state it is allowed in is the machine's affair.
+///
+/// In the JSON, sizes are bytes. What comes and goes is whole *blocks* of 2 MiB, or of the size of
+/// the huge pages that the guest's memory is made of; `vm.info` has it as `block_size` of each
+/// memory device. A size that is no whole multiple is refused. The name of a partition, `id`, is
+/// 1 to 64 ASCII letters, digits, dots, dashes and underscores.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
     /// `GET vmm.ping`: is anyone there?
@@ -36,14 +41,15 @@ pub enum Request {
     Nmi,
     /// `PUT vm.resize`: give the guest another amount of memory. Nothing to do when it has it.
     Resize {
-        /// RAM the guest booted with and shared memory plugged since, without partitions.
+        /// RAM the guest booted with and shared memory plugged since, without partitions. What was
+        /// plugged since is whole blocks.
         desired_ram: Bytes,
     },
     /// `PUT vm.resize-zone`: give one zone another amount of memory.
     ResizeZone {
         /// Its identifier.
         id: String,
-        /// RAM it booted with and memory plugged since.
+        /// RAM it booted with and memory plugged since, which is whole blocks.
         desired_ram: Bytes,
     },
     /// `GET vm.partitions`: all of them.
@@ -52,7 +58,7 @@ pub enum Request {
     AddPartition {
         /// Its name.
         id: PartitionName,
-        /// How much; checked neither for whole blocks nor for zero.
+        /// How much: at least one block. Checked neither for whole blocks nor for zero yet.
         size: Bytes,
         /// What the host does with it. In a slot, [`Policy::keep`] is always so and
         /// [`Policy::prefault`] is refused.
@@ -80,7 +86,7 @@ pub enum Request {
     ResizePartition {
         /// Its name.
         id: PartitionName,
-        /// How much; checked neither for whole blocks nor for zero.
+        /// How much: at least one block. Checked neither for whole blocks nor for zero yet.
         size: Bytes,
     },
     /// `PUT vmm.shutdown`: end this process.

@@ -26,7 +26,8 @@ pub enum RefusedAccess {
     Report,
 }
 
-/// RAM; sizes in bytes.
+/// RAM; sizes in bytes. What the guest boots with is whole pages of what it is made of, and what
+/// comes and goes whole blocks: 2 MiB, or the size of its huge pages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryConfig {
@@ -48,7 +49,7 @@ pub struct MemoryConfig {
     pub shared: bool,
     /// Take it from the host's pool of huge pages.
     pub hugepages: bool,
-    /// Size of those pages.
+    /// Size of those pages: 2 MiB, unless given, or 1 GiB.
     pub hugepage_size: Option<u64>,
     /// Fill the page tables before the guest starts.
     pub prefault: bool,
@@ -84,12 +85,12 @@ impl Default for MemoryConfig {
     }
 }
 
-/// A zone of RAM; sizes in bytes.
+/// A zone of RAM; sizes in bytes, whole multiples of 2 MiB, or of the size of its huge pages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ZoneConfig {
-    /// Identifier.
+    /// Identifier: 1 to 64 ASCII letters, digits, dots, dashes, underscores.
     pub id: String,
-    /// What the guest boots with.
+    /// What the guest boots with; not 0.
     pub size: u64,
     /// File or directory to take it from.
     #[serde(default)]
@@ -100,7 +101,7 @@ pub struct ZoneConfig {
     /// Take it from the host's pool of huge pages.
     #[serde(default)]
     pub hugepages: bool,
-    /// Size of those pages.
+    /// Size of those pages: 2 MiB, unless given, or 1 GiB.
     #[serde(default)]
     pub hugepage_size: Option<u64>,
     /// The host's NUMA node to take it from.
