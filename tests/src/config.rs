@@ -79,6 +79,16 @@ impl Config {
         self.set("memory.size", size)
     }
 
+    /// The same, which the host gives before the guest runs: after that, what the guest has of the
+    /// host changes with what is hotplugged only. That is filled as the first zone is, so the first
+    /// block is not.
+    #[must_use]
+    pub fn filled_memory(self, size: u64) -> Self {
+        let first = json!({ "id": "first", "size": 2 * MIB });
+        let filled = json!({ "id": "filled", "size": size - 2 * MIB, "prefault": true });
+        self.memory(0).set("memory.zones", json!([first, filled]))
+    }
+
     /// More words on the kernel's command line.
     #[must_use]
     pub fn cmdline(self, words: &str) -> Self {
