@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use guest_tests::{Config, MIB, Result, Tessera, Vm, is_long, until, within};
+use guest_tests::{Cgroup, Config, MIB, Result, Tessera, Vm, is_long, until, within};
 use serde_json::{Value, json};
 
 const BOOT: u64 = 1024 * MIB;
@@ -15,6 +15,9 @@ const ROOM: u64 = 768 * MIB;
 
 /// What the guest's own kernel may have more after it: slab, stacks, compressed swap.
 const SLACK: u64 = 12 * MIB;
+
+/// What the host may have less after it: no block of a partition.
+const HOST_SLACK: u64 = 2 * MIB;
 
 /// The most partitions at a time, and what they may have: 2 MiB up to this, in steps of 2 MiB.
 const MOST: usize = 8;
@@ -31,15 +34,16 @@ fn seconds() -> u64 {
     if is_long() { LONG } else { SHORT }
 }
 
-fn vm() -> Result<Tessera> {
+/// A guest whose partitions alone change what the group has of the host.
+fn vm(cgroup: &Cgroup) -> Result<Tessera> {
     let config = Config::vmlinux()?
-        .memory(BOOT)
+        .filled_memory(BOOT)
         .vcpus(2)
         .with_programs()?
         .set("memory.partitions", json!({"size": ROOM, "prepare": 256 * MIB}))
-        // What the OOM killer says is in dmesg, and not among the answers of the shell.
-        .cmdline("loglevel=2");
-    let vm = Vm::from(config).boot()?;
+        // What the OOM killer says is in dmesg, and not among the answers of the shell; it says much.
+        .cmdline("loglevel=2 log_buf_len=16M");
+    let vm = Vm::from(config).in_cgroup(cgroup).boot()?;
     vm.mount_cgroups()?;
     vm.shell("echo 256M > /sys/block/zram0/disksize; mkswap /dev/zram0; swapon /dev/zram0")?;
     // Else each CPU keeps up to 64 MiB of free pages for itself, which count as used.
@@ -148,9 +152,10 @@ fn describe_all(vm: &Tessera) -> Result<()> {
 
 #[test]
 fn functions_come_and_go_in_partitions_and_nothing_is_lost_or_left() -> Result<()> {
-    let vm = vm()?;
+    let cgroup = Cgroup::new()?;
+    let vm = vm(&cgroup)?;
     describe_all(&vm)?;
-    let before = meminfo(&vm, "MemAvailable")?;
+    let (before, host_before) = (meminfo(&vm, "MemAvailable")?, cgroup.memory()?);
     let mut host = Host::of(&vm);
     let seconds = seconds();
     vm.shell(&format!("(while sleep 0.3; do {TRIM}; done > /dev/null 2>&1 &)"))?;
@@ -177,6 +182,9 @@ fn functions_come_and_go_in_partitions_and_nothing_is_lost_or_left() -> Result<(
     let complaints = vm.complaints()?;
     assert!(complaints.is_empty(), "{complaints}");
     nothing_is_left(&mut host, before)?;
+    let host_now = cgroup.memory()?;
+    println!("of the host's: {host_before} bytes before, {host_now} after");
+    assert!(host_now < host_before + HOST_SLACK, "{host_before} bytes, then {host_now}");
     vm.power_off()
 }
 
