@@ -244,7 +244,12 @@ impl Cost {
 
 #[test]
 fn sixteen_slots_of_a_gibibyte_cost_little_until_they_are_used() -> Result<()> {
-    let (none, all) = (Cost::of(0)?, Cost::of(16)?);
+    // What the machine does beside is not the boot's time.
+    let least_of_three = |slots| {
+        let boots = [Cost::of(slots)?, Cost::of(slots)?, Cost::of(slots)?];
+        boots.into_iter().min_by_key(|cost| cost.boot).context("three")
+    };
+    let (none, all) = (least_of_three(0)?, least_of_three(16)?);
     for (Cost { boot, guest, host }, slots) in [(&none, 0), (&all, 16)] {
         println!("{slots} slots: up after {boot:?}, {guest} KiB of the guest, {host} of the host");
     }
