@@ -100,8 +100,9 @@ fn page_cache(vm: &Stock) -> Result<()> {
     )?;
     let told_later = vm.shell(
         "kill -9 $(pidof -x tessera-function); \
-         echo 1 > /sys/fs/cgroup/functions/fn-1/cgroup.kill; sleep 1; \
-         rmdir /sys/fs/cgroup/functions/fn-1; tessera-function check 1 2>&1 || true",
+         cd /sys/fs/cgroup/functions; echo 1 > fn-1/cgroup.kill; \
+         until grep -q 'populated 0' fn-1/cgroup.events; do sleep 0.1; done; \
+         rmdir fn-1; cd; tessera-function check 1 2>&1 || true",
     )?;
     assert!(told_later.contains("KiB of file are others'"), "{told_later}");
     assert!(vm.on_node(1, "FilePages")? >= 40 << 10);
