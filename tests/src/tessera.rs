@@ -21,6 +21,14 @@ use crate::output::Output;
 use crate::patience::{until, within};
 use crate::process::Process;
 
+/// What the guest's kernel says when it has found itself in a state that it should not be in, or
+/// when a test of its own has failed.
+const COMPLAINTS: &str = "WARNING|BUG|UBSAN|Oops|Bad page|Bad rss|general protection|page dumped|\
+                          pagealloc|detected (expedited )?stall|blocked for more than|not ok ";
+
+/// The bit of `/proc/sys/kernel/tainted` of a kernel that has tests of its own.
+const TESTS: u32 = 1 << 18;
+
 /// For a monitor to end by itself: the guest's own power-off comes first.
 const PATIENCE: u32 = 60;
 
@@ -198,16 +206,16 @@ impl Tessera {
         Ok(self.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
     }
 
-    /// The first lines, if any, in which the guest's kernel says that it has found itself in a
-    /// state that it should not be in, or that a test of its own has failed.
+    /// The first lines, if any, in which the guest's kernel complains, and how tainted it is: that
+    /// stays when the lines have gone from its log.
     ///
     /// # Errors
     /// The guest does not say.
     pub fn complaints(&self) -> Result<String> {
-        self.shell(
-            "dmesg | grep -E 'WARNING|BUG|Oops|Bad page|Bad rss|general protection|page dumped|\
-             pagealloc|not ok ' | head -5",
-        )
+        self.shell(&format!(
+            "dmesg | grep -E '{COMPLAINTS}' | head -5; taint=$(cat /proc/sys/kernel/tainted); \
+             [ $((taint & ~{TESTS})) = 0 ] || echo tainted: $taint"
+        ))
     }
 
     /// All partitions.
