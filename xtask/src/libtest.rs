@@ -21,6 +21,8 @@ pub(crate) struct Tally {
     pub(crate) failures: Vec<String>,
     /// One line for each skipped test: its program, its name and the reason it gives.
     pub(crate) reasons: Vec<String>,
+    /// One line for each test whose lab stopped, and which got a second one.
+    pub(crate) second_labs: Vec<String>,
 }
 
 impl Tally {
@@ -50,6 +52,7 @@ impl Tally {
         self.skipped += other.skipped;
         self.failures.extend(other.failures);
         self.reasons.extend(other.reasons);
+        self.second_labs.extend(other.second_labs);
     }
 
     /// The closing line that CI reads.

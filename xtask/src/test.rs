@@ -88,10 +88,15 @@ fn tests_of(command: &mut Command, label: &str) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Says which tests were skipped and why, which failed, and how many there were of each.
+/// Says which tests were skipped and why, which had more than one lab, which failed, and how many
+/// there were of each.
 fn report(total: &Tally) -> ExitCode {
     for reason in &total.reasons {
         eprintln!("skipped {reason}");
+    }
+    if !total.second_labs.is_empty() {
+        let (count, names) = (total.second_labs.len(), total.second_labs.join(", "));
+        eprintln!("{count} tests needed a second lab: {names}");
     }
     for failure in &total.failures {
         eprintln!("failed  {failure}");

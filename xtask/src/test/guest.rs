@@ -188,8 +188,9 @@ impl Bench {
         }
         match again {
             Some(name) => {
-                eprintln!("{}: {name} gets another lab", group.label);
-                libtest::ended(&group.label, &output)
+                let name = format!("{}: {name}", group.label);
+                eprintln!("{name} gets another lab");
+                Tally { second_labs: vec![name], ..libtest::ended(&group.label, &output) }
             }
             None => libtest::tally(&group.label, &output, success),
         }
