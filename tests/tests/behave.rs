@@ -52,16 +52,17 @@ fn released(vm: &Tessera) -> Result<u64> {
     counters["__partitions"]["part_release"].as_u64().context("no such counter")
 }
 
-/// Adds both partitions and waits until the guest has them; returns where they are, as the program
-/// wants to be told.
+/// Adds both partitions and waits until the guest can use them; returns where they are, as the
+/// program wants to be told.
 fn add(vm: &Tessera) -> Result<String> {
     for (cookie, (id, size)) in [("A", A), ("B", B)].into_iter().enumerate() {
         let body = json!({"id": id, "size": size, "cookie": cookie + 1, "release": "auto"});
         vm.api().put_json("vm.add-partition", &body)?.expect(200)?;
     }
-    let both = until("two partitions to be plugged", within(30), || {
+    let both = until("two partitions that can be used", within(30), || {
         let found = vm.partitions()?;
-        Ok(found.iter().all(|one| one["state"] == "plugged").then_some(found))
+        let usable = |one: &Value| one["state"] == "plugged" && !one["used"].is_null();
+        Ok(found.iter().all(usable).then_some(found))
     })?;
     let mut places = String::new();
     for one in &both {
@@ -290,9 +291,8 @@ fn keeps_its_partition(case: &str) -> Result<()> {
 #[ignore = "needs a kernel with NUMA balancing: cargo xtask test --long"]
 fn with_the_debug_kernel_numa_balancing_moves_nothing_of_a_partition() -> Result<()> {
     let zone = |id: &str| json!({"id": id, "size": BOOT});
-    let node = |number: u32, zone: &str| {
-        json!({"guest_numa_id": number, "cpus": [number], "memory_zones": [zone]})
-    };
+    let node =
+        |n: u32, zone: &str| json!({"guest_numa_id": n, "cpus": [n], "memory_zones": [zone]});
     let config = config()?
         .memory(0)
         .set("memory.zones", json!([zone("near"), zone("far")]))
