@@ -337,7 +337,11 @@ static void poison(void)
 
 static int has_flag(uint64_t frame, int flag)
 {
-	return kernel_page_word(PAGE_FLAGS, frame) >> flag & 1;
+	uint64_t *flags = words_of(PAGE_FLAGS, frame, 1);
+	int has = *flags >> flag & 1;
+
+	free(flags);
+	return has;
 }
 
 static void poison_free_body(void)

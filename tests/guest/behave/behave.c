@@ -95,18 +95,21 @@ void each_extent_of_a(void (*call)(uint64_t first, uint64_t count))
 		call(extents[0][i].first, extents[0][i].count);
 }
 
-/* The entries of /proc/self/pagemap. */
+uint64_t *words_of(const char *file, uint64_t first, uint64_t count)
+{
+	uint64_t *words = malloc(count * sizeof(*words));
+	int fd = open(file, O_RDONLY | O_CLOEXEC);
+
+	if (!words || fd < 0 || pread(fd, words, count * 8, first * 8) != (ssize_t)count * 8)
+		die(file);
+	close(fd);
+	return words;
+}
+
+/* Frames of our own address space. */
 static uint64_t *page_map(const void *memory, size_t size)
 {
-	size_t count = size / PAGE;
-	uint64_t *entries = malloc(count * sizeof(*entries));
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-
-	if (!entries || fd < 0 ||
-	    pread(fd, entries, count * 8, (uintptr_t)memory / PAGE * 8) != (ssize_t)count * 8)
-		die("pagemap");
-	close(fd);
-	return entries;
+	return words_of("/proc/self/pagemap", (uintptr_t)memory / PAGE, size / PAGE);
 }
 
 #define PRESENT (1ULL << 63)
@@ -175,17 +178,6 @@ void expect_unmoved(const char *what, const void *memory, size_t size, const uin
 
 	expect(!moved, "%s: expected no page moved, found %zu of %zu elsewhere", what, moved,
 	       size / PAGE);
-}
-
-uint64_t kernel_page_word(const char *file, uint64_t frame)
-{
-	int fd = open(file, O_RDONLY | O_CLOEXEC);
-	uint64_t word = 0;
-
-	if (fd < 0 || pread(fd, &word, sizeof(word), frame * sizeof(word)) != sizeof(word))
-		die(file);
-	close(fd);
-	return word;
 }
 
 /*
@@ -382,17 +374,23 @@ long draining(const char *cgroup)
 	return found;
 }
 
-void expect_gone(const char *what, const char *cgroup)
+void expect_draining(const char *what, const char *cgroup, long bytes)
 {
 	long found = -1;
 
 	for (int ms = 0; ms < PATIENCE_MS / 3; ms += 10) {
 		found = draining(cgroup);
-		if (found < 0)
+		if (found == bytes)
 			return;
 		usleep(10000);
 	}
-	expect(0, "%s: expected no such partition any more, found %ld bytes in use", what, found);
+	/* -1: there is no such partition any more. */
+	expect(0, "%s: expected %ld bytes in use, found %ld", what, bytes, found);
+}
+
+void expect_gone(const char *what, const char *cgroup)
+{
+	expect_draining(what, cgroup, -1);
 }
 
 void set(const char *path, const char *text)

@@ -86,6 +86,8 @@ void expect_used_at_most(const char *what, const char *cgroup, long most);
 void expect_empty(const char *what, const char *cgroup);
 /* What is in use of a partition that was unbound; -1 when it is gone. */
 long draining(const char *cgroup);
+/* It comes to so many bytes, or to its end. */
+void expect_draining(const char *what, const char *cgroup, long bytes);
 void expect_gone(const char *what, const char *cgroup);
 
 /* Pages. */
@@ -94,7 +96,8 @@ uint64_t *frames_of(const void *memory, size_t size);
 /* How many pages are in other frames now. */
 size_t moved_since(const void *memory, size_t size, const uint64_t *frames);
 size_t pages_in(const void *memory, size_t size, enum place place);
-uint64_t kernel_page_word(const char *file, uint64_t frame);
+/* COUNT words of a file of the kernel's that has one for each page or frame. */
+uint64_t *words_of(const char *file, uint64_t first, uint64_t count);
 enum place place_of_frame(uint64_t frame);
 /* The frames of partition A: calls with each of its extents. */
 void each_extent_of_a(void (*call)(uint64_t first, uint64_t count));

@@ -114,6 +114,21 @@ static void moved(void)
 	expect_empty("used of B after its end", FN1);
 }
 
+/* Until a process sleeps in a wait that a signal ends. */
+static void await_sleep(pid_t pid)
+{
+	char path[64], text[512] = "";
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	for (int ms = 0; ms < 30000; ms++) {
+		get(path, text, sizeof(text));
+		if (strstr(text, ") S "))
+			return;
+		usleep(1000);
+	}
+	expect(0, "a process that waits: expected it to sleep, found %s", text);
+}
+
 /* A process that waits for a partition of WAITING's, and expects that the wait ends with ERROR. */
 static pid_t start_waiting(int error)
 {
@@ -130,7 +145,7 @@ static pid_t start_waiting(int error)
 		end_function();
 	}
 	await(1);
-	usleep(100000);
+	await_sleep(pid);
 	return pid;
 }
 
