@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Context;
-use guest_tests::{Config, MIB, Result, Tessera, Vm, until, within};
+use guest_tests::{Config, Image, MIB, Result, Tessera, Vm, random_bytes, until, within};
 use serde_json::{Value, json};
 
 const BOOT: u64 = 512 * MIB;
@@ -138,7 +138,7 @@ fn memory_that_is_given_another_address_or_given_up_is_where_it_was() -> Result<
 
 #[test]
 fn swap_takes_pages_out_of_the_partition_and_brings_them_back() -> Result<()> {
-    behaves(SWAP, &["pageout", "pageout-huge", "swap-shared", "swap-exit", "mlock"])
+    behaves(SWAP, &["pageout", "pageout-huge", "swap-shared", "swap-exit", "swap-off", "mlock"])
 }
 
 #[test]
@@ -165,6 +165,16 @@ fn what_others_hold_or_make_of_a_functions_memory() -> Result<()> {
     )
 }
 
+/// A disk that wrote to memory that the host has back would end the VM.
+#[test]
+fn a_function_that_is_killed_keeps_its_partition_until_its_disk_is_done() -> Result<()> {
+    let disk = Image::with(&random_bytes(4 << 20)?)?;
+    let config = config()?.memory(BOOT).disk(json!({"path": disk.path(), "direct": true}));
+    let vm = booted(config, "true")?;
+    run(&vm, "direct-killed")?;
+    vm.power_off()
+}
+
 #[test]
 fn who_goes_over_all_memory_leaves_a_partition_alone() -> Result<()> {
     behaves("true", &["ksm", "compact", "offline", "frames", "frames-churn", "kcore"])
@@ -172,7 +182,7 @@ fn who_goes_over_all_memory_leaves_a_partition_alone() -> Result<()> {
 
 #[test]
 fn a_function_that_wants_too_much_spills_or_is_killed_as_its_policy_says() -> Result<()> {
-    behaves("true", &["spill", "strict", "strict-survivor", "memory-max"])
+    behaves("true", &["spill", "strict", "strict-survivor", "memory-max", "strict-max"])
 }
 
 #[test]

@@ -2,6 +2,8 @@
 /* Memory that is given up, swapped, reclaimed and locked. The cases with swap want some. */
 #include "behave.h"
 
+#include <sys/swap.h>
+
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT 21
 #endif
@@ -178,6 +180,39 @@ static void swap_exit(void)
 		usleep(10000);
 	expect_at_least("free swap in KiB after its end", number_of("/proc/meminfo", "SwapFree"),
 			before - 512);
+}
+
+/* Who takes the device away reads ahead: pages come back elsewhere. */
+static void swap_off_body(void)
+{
+	char *mem = map_memory(SIZE);
+	size_t swapped;
+
+	madvise(mem, SIZE, MADV_NOHUGEPAGE);
+	fill(mem, HALF, 1);
+	fill(mem + HALF, HALF, 2);
+	if (madvise(mem, SIZE, MADV_PAGEOUT))
+		die("MADV_PAGEOUT");
+	swapped = pages_in(mem, SIZE, SWAPPED);
+	expect_at_least("pages in swap", swapped, SIZE / PAGE * 9 / 10);
+	if (swapoff("/dev/zram0"))
+		die("swapoff");
+	expect_equal("pages outside without swap", pages_in(mem, SIZE, OUTSIDE), swapped);
+	expect_equal("pages in A without swap", pages_in(mem, SIZE, IN_A), SIZE / PAGE - swapped);
+	expect_holds("memory without swap", mem, HALF, 1);
+	expect_holds("memory without swap", mem + HALF, HALF, 2);
+	if (swapon("/dev/zram0", 0))
+		die("swapon");
+	madvise(mem, SIZE, MADV_DONTNEED);
+	fill(mem, SIZE, 3);
+	expect_in("memory that is new", mem, SIZE, IN_A);
+}
+
+static void swap_off(void)
+{
+	bind_to(FN0, "");
+	in_function(swap_off_body);
+	expect_empty("used after its end", FN0);
 }
 
 /* memory.reclaim, with either of Linux' two ways to find cold pages. */
@@ -385,6 +420,7 @@ const struct behaviour advice_cases[] = {
 	{ "pageout-huge", pageout_huge },
 	{ "swap-shared", swap_shared },
 	{ "swap-exit", swap_exit },
+	{ "swap-off", swap_off },
 	{ "reclaim", reclaim_generations },
 	{ "reclaim-lists", reclaim_lists },
 	{ "reclaim-switch", reclaim_switch },

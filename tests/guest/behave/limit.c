@@ -152,15 +152,35 @@ static void memory_max_body(void)
 	expect(0, "outgrowing memory.max: expected to be killed, found all of it there");
 }
 
-static void memory_max(void)
+static void outgrow_memory_max(const char *options)
 {
-	bind_to(FN0, "");
+	bind_to(FN0, options);
 	set(FN0 "/memory.max", "33554432");
 	finish(start(FN0, memory_max_body), SIGKILL);
 	expect_at_least("oom_kill", number_of(FN0 "/memory.events", "oom_kill"), 1);
 	expect_equal("events of OOM of the partition", event_count(FN0, "oom"), 0);
 	expect_equal("events of spills", event_count(FN0, "spill"), 0);
 	expect_at_most("peak", partition_value(FN0, "peak"), 32 * MIB + SLACK);
+	expect_empty("used after its end", FN0);
+}
+
+static void memory_max(void)
+{
+	outgrow_memory_max("");
+}
+
+/* So it does with policy=strict, until it is above. */
+static void strict_max(void)
+{
+	long hits;
+
+	outgrow_memory_max("policy=strict");
+	hits = number_of(FN0 "/memory.events", "max");
+	set(FN0 "/memory.max", "134217728");
+	finish(start(FN0, strict_body), SIGKILL);
+	expect_at_least("events of OOM of the partition", event_count(FN0, "oom"), 1);
+	expect_equal("hits of memory.max", number_of(FN0 "/memory.events", "max"), hits);
+	expect_at_most("spilled", partition_value(FN0, "spilled"), MIB);
 	expect_empty("used after its end", FN0);
 }
 
@@ -262,6 +282,7 @@ const struct behaviour limit_cases[] = {
 	{ "strict-swap", strict_swap },
 	{ "strict-crowd", strict_crowd },
 	{ "memory-max", memory_max },
+	{ "strict-max", strict_max },
 	{ "files", files },
 	{ "page-cache", page_cache },
 	{ NULL, NULL },

@@ -239,6 +239,82 @@ static void pin_short(void)
 }
 
 /*
+ * Functions are killed while a disk writes to their memory. That is the partition's until the disk is
+ * done: who gets pages that were given up finds in them what it wrote, and A is gone after that.
+ */
+#define READERS 4
+
+static void read_for_ever(void)
+{
+	char *mem = map_memory(SIZE), path[] = "/dev/vda";
+	int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+
+	while (fd >= 0 && pread(fd, mem, SIZE, 0) == (ssize_t)SIZE)
+		;
+	die(path);
+}
+
+static void reuse_body(void)
+{
+	for (int round = 0; shared->step < 1; round++) {
+		char *mem = map_memory(READERS * SIZE);
+
+		madvise(mem, SIZE, MADV_NOHUGEPAGE);
+		fill(mem, READERS * SIZE, round);
+		expect_holds("memory beside readers", mem, READERS * SIZE, round);
+		expect_in("memory beside readers", mem, READERS * SIZE, IN_A);
+		munmap(mem, READERS * SIZE);
+	}
+}
+
+static void start_readers(pid_t *pids)
+{
+	for (int i = 0; i < READERS; i++)
+		pids[i] = start(FN0, read_for_ever);
+}
+
+/* In the middle of a read. */
+static void kill_readers(const pid_t *pids)
+{
+	char text[64];
+
+	do {
+		if (get("/sys/block/vda/inflight", text, sizeof(text)))
+			die("inflight");
+	} while (!atoi(text));
+	for (int i = 0; i < READERS; i++)
+		kill(pids[i], SIGKILL);
+}
+
+static void finish_readers(const pid_t *pids)
+{
+	for (int i = 0; i < READERS; i++)
+		finish(pids[i], SIGKILL);
+}
+
+static void direct_killed(void)
+{
+	pid_t pids[READERS], other;
+
+	bind_to(FN0, "");
+	other = start(FN0, reuse_body);
+	for (int round = 0; round < 10; round++) {
+		start_readers(pids);
+		/* Sometimes at once, sometimes when all of their memory is there. */
+		usleep(round * 20000);
+		kill_readers(pids);
+		finish_readers(pids);
+	}
+	reach(1);
+	finish(other, 0);
+	start_readers(pids);
+	kill_readers(pids);
+	unbind(FN0);
+	finish_readers(pids);
+	expect_gone("A after their end", FN0);
+}
+
+/*
  * The host takes the partition back while two functions share it: all moves out but what a pipe
  * holds, which follows when it was read.
  */
@@ -325,6 +401,7 @@ const struct behaviour pin_cases[] = {
 	{ "vmsplice-close", vmsplice_close },
 	{ "pin-long", pin_long },
 	{ "pin-short", pin_short },
+	{ "direct-killed", direct_killed },
 	{ "evacuated", evacuated },
 	{ NULL, NULL },
 };
