@@ -101,23 +101,20 @@ struct Held {
 
 impl Judge {
     fn hold(self, ours: &Samples, base: &Samples) -> Option<Held> {
-        const TAIL: f64 = 0.99;
+        let quantiles = |q| {
+            let ratio = ours.quantile(q) / base.quantile(q);
+            let ((low, high), (least, most)) = (ours.interval(q), base.interval(q));
+            Some(Held { ratio, low: low / most, high: high / least })
+        };
         match self {
-            Self::Medians => {
-                let ratio = ours.median() / base.median();
-                Some(Held { ratio, low: ratio, high: ratio })
-            }
+            Self::Medians => quantiles(0.5),
             Self::Rounds => {
                 let rounds = ours.values().iter().zip(base.values());
                 let ratios = Samples::new(rounds.map(|(ours, base)| ours / base).collect()).ok()?;
                 let (low, high) = ratios.interval(0.5);
                 Some(Held { ratio: ratios.median(), low, high })
             }
-            Self::Tails => {
-                let ratio = ours.quantile(TAIL) / base.quantile(TAIL);
-                let ((low, high), (least, most)) = (ours.interval(TAIL), base.interval(TAIL));
-                Some(Held { ratio, low: low / most, high: high / least })
-            }
+            Self::Tails => quantiles(0.99),
         }
     }
 }
@@ -221,15 +218,14 @@ impl Merit {
     fn outcome(&self, promise: &Promise) -> Option<String> {
         let Promise { of, base, ratio, judge } = promise;
         let held = self.held(promise)?;
+        let Held { ratio: found, low, high } = held;
         let ours = self.entries.first().is_some_and(|entry| entry.name == *of);
         let who = if ours { "goal".to_owned() } else { format!("goal for {of}:") };
         let part = if *judge == Judge::Tails { " in the 99th percentile" } else { "" };
-        let found = match judge {
-            Judge::Medians => String::new(),
-            _ => format!("{:.3} x ({:.3} .. {:.3}), ", held.ratio, held.low, held.high),
-        };
         let verdict = promise.verdict(held).name();
-        Some(format!("; {who} {ratio} x {base}{part}: {found}{verdict}"))
+        Some(format!(
+            "; {who} {ratio} x {base}{part}: {found:.3} x ({low:.3} .. {high:.3}), {verdict}"
+        ))
     }
 
     /// How many times ours another contender is.
@@ -322,7 +318,10 @@ mod tests {
     }
 
     fn comparison(ours: f64) -> Comparison {
-        let entries = vec![entry("ours", &[ours, ours * 1.5, ours]), entry("theirs", &[2.0; 3])];
+        let entries = vec![
+            entry("ours", &[ours, ours * 1.5, ours, ours, ours, ours, ours, ours]),
+            entry("theirs", &[2.0; 8]),
+        ];
         Comparison {
             name: "shrink".into(),
             title: "Shrinking".into(),
@@ -340,10 +339,15 @@ mod tests {
     }
 
     #[test]
-    fn a_promise_is_judged_by_the_medians() {
+    fn a_promise_is_judged_by_the_medians_and_where_they_may_lie() {
         assert_eq!(comparison(0.1).merits[0].verdicts(), [Verdict::Met]);
         assert_eq!(comparison(0.3).merits[0].verdicts(), [Verdict::NotMet]);
-        assert!(comparison(0.3).markdown().contains("1 GiB; goal 0.1 x theirs: not met"));
+        assert_eq!(comparison(0.15).merits[0].verdicts(), [Verdict::WithinSpread]);
+        let said = "1 GiB; goal 0.1 x theirs: 0.075 x (0.075 .. 0.11";
+        assert!(comparison(0.15).markdown().contains(said));
+        let few = vec![entry("ours", &[0.1; 5]), entry("theirs", &[2.0; 5])];
+        let few = Merit::new("x", Unit::Seconds, few).promised("theirs", 0.1);
+        assert_eq!(few.verdicts(), [Verdict::WithinSpread]);
     }
 
     #[test]

@@ -28,6 +28,15 @@ pub const MIB: u64 = 1 << 20;
 /// once a second. Tessera tells by an event.
 const PERIOD: Duration = Duration::from_millis(10);
 
+/// Between two looks at a partition that the guest has and can't use yet.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Huge pages as Linux has them by default, but where it starts with less than 512 MiB: there it
+/// switches off all there is to them.
+const HUGE_PAGES: &str = "cd /sys/kernel/mm/transparent_hugepage; echo always > enabled; \
+                          echo madvise > defrag; echo 1 > khugepaged/defrag; \
+                          echo 1 > use_zero_page; cd /";
+
 /// Lines that are shown of a guest that does not do what it should.
 const SHOWN: usize = 40;
 
@@ -206,6 +215,7 @@ impl Elastic {
         };
         let this = Self { child, console, control };
         this.shell("mount -t cgroup2 cgroup2 /sys/fs/cgroup")?;
+        this.shell(HUGE_PAGES)?;
         // Hogs that together want all there is must not be refused ahead of time.
         this.shell("echo 1 > /proc/sys/vm/overcommit_memory")?;
         Ok(this)
@@ -256,7 +266,7 @@ impl Elastic {
         }
     }
 
-    /// Gives the guest a partition with this policy for its `release`, and waits until it has taken it;
+    /// Gives the guest a partition with this policy for its `release`, and waits until it can be used;
     /// the time that took.
     ///
     /// # Errors
@@ -278,7 +288,19 @@ impl Elastic {
             event["source"] == "partition" && what["id"] == id && what["state"] == "plugged"
         };
         events.wait(limit, plugged).with_context(|| format!("partition {id}"))?;
+        // The guest has it, and tells what is in use of it once it can be used. A node's does not.
+        while self.partition(id)?.is_some_and(|one| one["node"].is_null() && one["used"].is_null())
+        {
+            ensure!(start.elapsed() < limit, "partition {id} can't be used");
+            thread::sleep(LOOK);
+        }
         Ok(start.elapsed())
+    }
+
+    /// What the monitor says of a partition, if there is one.
+    fn partition(&self, id: &str) -> Result<Option<Value>> {
+        let list = self.get("vm.partitions")?.expect(200)?.body;
+        Ok(list.as_array().into_iter().flatten().find(|one| one["id"] == id).cloned())
     }
 
     /// The guest's NUMA node that a partition is, where each is one.
@@ -286,9 +308,8 @@ impl Elastic {
     /// # Errors
     /// There is no such partition, or it is none.
     pub fn partition_node(&self, id: &str) -> Result<u64> {
-        let list = self.get("vm.partitions")?.expect(200)?.body;
-        let found = list.as_array().into_iter().flatten().find(|one| one["id"] == id);
-        found.and_then(|one| one["node"].as_u64()).with_context(|| format!("no node for {id}"))
+        let found = self.partition(id)?.and_then(|one| one["node"].as_u64());
+        found.with_context(|| format!("no node for {id}"))
     }
 
     /// What the guest's driver says of its last plug (`last_plug`) or release (`last_release`) of a

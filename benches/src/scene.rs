@@ -19,6 +19,9 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// For the guest to give a partition back: the most that the API waits.
 const REMOVAL: Duration = Duration::from_secs(60);
 
+/// What the guest's platform noted of its functions.
+const PLATFORM: &str = "/tmp/functions";
+
 /// What a function leaves of its memory: what its exec needs before it touches the rest.
 const SLACK: u64 = 8 * MIB;
 
@@ -175,31 +178,31 @@ impl Scene {
         Ok(())
     }
 
-    /// Functions that the guest's own platform starts, each with a shell that waits for its end; they
-    /// are killed one by one. From each kill on until the host has the memory: with `auto_release`
-    /// the shell unbinds the partition, and the host asks for nothing. Elsewhere the shell says
-    /// that the function has ended, and the host asks for its memory.
+    /// Functions that the guest's own platform, a shell, starts; they are killed one by one. From each
+    /// kill on until the host has the memory: with `auto_release` the shell unbinds the partition of
+    /// one that is gone, and the host asks for nothing. Elsewhere the shell says that it is gone, and
+    /// the host asks for its memory.
     ///
     /// # Errors
     /// The guest hangs, or does not give the memory.
     pub fn play_end_to_end(&self) -> Result<Vec<Release>> {
-        let numbers = 0..self.functions.count;
-        for number in numbers.clone() {
-            let ended = match self.gone_event(number) {
-                Some(_) => format!("echo none > /sys/fs/cgroup/fn{number}/memory.partition"),
-                None => format!("echo {} > /dev/console", ended(number)),
-            };
-            let (mib, pages) = (self.memory(), self.pages());
-            self.vm.shell(&format!(
-                "((sh -c 'echo 0 > /sys/fs/cgroup/fn{number}/cgroup.procs; exec hog 1 {mib} {pages}' \
-                 > /tmp/fn{number} 2>&1; {ended}) &)"
-            ))?;
-        }
-        for number in numbers.clone() {
-            self.vm
-                .shell(&format!("until grep -q ready /tmp/fn{number}; do usleep 50000; done"))?;
-        }
-        numbers.map(|number| self.measured(|| self.end(number))).collect()
+        let gone = match self.gone_event(0) {
+            Some(_) => "echo none > /sys/fs/cgroup/fn$number/memory.partition",
+            None => "echo gone $number > /dev/console",
+        };
+        let (count, mib, pages) = (self.functions.count, self.memory(), self.pages());
+        self.vm.shell(&format!(
+            "(hog {count} {mib} {pages} cgroup=/sys/fs/cgroup/fn 2>&1 | \
+             while read who number what; do echo $who $number $what >> {PLATFORM}; \
+             [ \"$what\" = gone ] && {gone}; done) > /dev/null 2>&1 & true"
+        ))?;
+        self.vm.shell(&format!(
+            "until grep -q 'hogs ready' {PLATFORM}; do grep FAIL {PLATFORM} && break; \
+             usleep 50000; done; grep -q 'hogs ready' {PLATFORM}"
+        ))?;
+        // Short to type: the serial port takes its time.
+        self.vm.shell("k() { echo 1 > /sys/fs/cgroup/fn$1/cgroup.kill; }")?;
+        (0..count).map(|number| self.measured(|| self.end(number))).collect()
     }
 
     /// Kills function `number` of the platform's and waits until the host has its memory.
@@ -209,9 +212,9 @@ impl Scene {
             self.vm.events()?.forget();
         }
         // Nobody waits for the shell's answer: it has nothing to do with what is measured.
-        self.vm.console().send(&format!("echo 1 > /sys/fs/cgroup/fn{number}/cgroup.kill\n"))?;
+        self.vm.console().send(&format!("k {number}\n"))?;
         let Some(gone) = gone else {
-            self.vm.console().wait_for_within(&ended(number), LIMIT)?;
+            self.vm.console().wait_for_within(&format!("gone {number}"), LIMIT)?;
             return self.take_back(number);
         };
         self.vm.events()?.wait(LIMIT, gone)?;
@@ -359,9 +362,4 @@ impl Scene {
         let requests = sum("unplug") + sum("part_release");
         Ok(Some((requests, sum("release_us_total"))))
     }
-}
-
-/// What the guest's platform says when a function has ended.
-fn ended(number: u64) -> String {
-    format!("function {number} has ended")
 }

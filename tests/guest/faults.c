@@ -4,8 +4,9 @@
  *
  * Each of THREADS threads maps MIB MiB of its own, touches each page of it, and gives it back
  * with MADV_DONTNEED, ROUNDS times. Only the touching is timed, from when all are ready until the
- * last is done. Pages are of 4 KiB unless thp=1. Each page is checked for zero when it comes, and
- * marked.
+ * last is done. Pages are of 4 KiB, or huge with thp=1; it fails if they are not. Each is marked
+ * first, as what is read first is the kernel's one page of zeroes, and then checked for zero
+ * elsewhere.
  *
  * Prints one line "faults NS" a round: nanoseconds for all pages of all threads.
  */
@@ -16,7 +17,7 @@
 
 #define MOST 64
 
-static pthread_barrier_t begin, end;
+static pthread_barrier_t turn;
 static size_t bytes;
 static int rounds;
 static int thp;
@@ -32,14 +33,19 @@ static uint64_t now(void)
 static void touch(char *memory)
 {
 	for (size_t at = 0; at < bytes; at += PAGE) {
-		uint64_t *word = (uint64_t *)(memory + at);
+		volatile uint64_t *words = (uint64_t *)(memory + at);
 
-		if (*word) {
+		words[0] = at + 1;
+		if (words[1] || words[PAGE / 8 - 1]) {
 			dprintf(1, "page %zu was not zero\n", at / PAGE);
 			exit(1);
 		}
-		*word = at + 1;
 	}
+}
+
+static void take_turns(void)
+{
+	pthread_barrier_wait(&turn);
 }
 
 static void *worker(void *unused)
@@ -50,9 +56,11 @@ static void *worker(void *unused)
 	if (madvise(memory, bytes, thp ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
 		die("madvise");
 	for (int round = 0; round < rounds; round++) {
-		pthread_barrier_wait(&begin);
+		take_turns(); /* ready */
+		take_turns();
 		touch(memory);
-		pthread_barrier_wait(&end);
+		take_turns();
+		take_turns(); /* looked at */
 		if (madvise(memory, bytes, MADV_DONTNEED))
 			die("MADV_DONTNEED");
 	}
@@ -80,8 +88,7 @@ int main(int argc, char **argv)
 		dprintf(2, "faults: THREADS (at most %d), MIB and ROUNDS are positive numbers\n", MOST);
 		return 2;
 	}
-	pthread_barrier_init(&begin, NULL, threads + 1);
-	pthread_barrier_init(&end, NULL, threads + 1);
+	pthread_barrier_init(&turn, NULL, threads + 1);
 	for (int i = 0; i < threads; i++) {
 		pthread_t thread;
 
@@ -89,11 +96,16 @@ int main(int argc, char **argv)
 			die("pthread_create");
 	}
 	for (int round = 0; round < rounds; round++) {
-		uint64_t start = now();
+		uint64_t start, stop;
 
-		pthread_barrier_wait(&begin);
-		pthread_barrier_wait(&end);
-		dprintf(1, "faults %lu\n", (unsigned long)(now() - start));
+		take_turns();
+		start = now();
+		take_turns();
+		take_turns();
+		stop = now();
+		must_have_pages(thp, threads * bytes);
+		take_turns();
+		dprintf(1, "faults %lu\n", (unsigned long)(stop - start));
 	}
 	return 0;
 }

@@ -111,6 +111,20 @@ static inline char *map_memory(size_t size)
 	return start;
 }
 
+/*
+ * Ends the program unless nearly all of SIZE bytes that it has touched are huge pages, or hardly
+ * any (a stack may be one): what it shows would not be what its user takes it for.
+ */
+static inline void must_have_pages(int huge, size_t size)
+{
+	long found = number_of("/proc/self/smaps_rollup", "AnonHugePages") * (long)KIB;
+
+	if (huge ? found < (long)(size / 8 * 7) : found > (long)(size / 4)) {
+		dprintf(1, "FAIL %ld of %zu bytes are huge pages\n", found, size);
+		_exit(1);
+	}
+}
+
 /* What word INDEX of memory that was filled with SEED holds. */
 static inline uint64_t word(uint64_t seed, size_t index)
 {

@@ -5,10 +5,12 @@
  * They touch their memory in turns of one chunk, so that the pages of all of them interleave in
  * physical memory, as those of instances that start together do. Each writes "hog INDEX PID" to
  * the output, and the parent "hogs ready" once all is touched. A hog that gets SIGUSR1 checks
- * what it wrote, and says "hog INDEX intact" or "hog INDEX corrupt". They end with their parent.
+ * what it wrote, and says "hog INDEX intact" or "hog INDEX corrupt". When one has ended and its
+ * memory is free, the parent says "hog INDEX gone". They end with their parent, and it with them.
  *
  *   chunk=KIB    what one touches at a turn (2048, a huge page)
  *   thp=0        no huge pages
+ *   thp=1        huge pages, which it asks for; it fails if there are none
  *   cgroup=BASE  hog N moves itself to the cgroup BASEN first
  */
 #include "function.h"
@@ -17,6 +19,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 
 struct plan {
 	int count;
@@ -28,6 +31,9 @@ struct plan {
 
 /* The most hogs there can be. */
 #define MOST 64
+
+/* Huge pages where the kernel likes them. */
+#define AS_USUAL -1
 
 /* Shared by all: what each waits for when it is another's turn, and who has touched everything. */
 struct progress {
@@ -78,6 +84,9 @@ static void hog(const struct plan *plan, struct progress *progress, int index)
 	sigaddset(&check, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &check, NULL);
 	memory = map_memory(plan->bytes);
+	/* Without the wish, Linux has none for who may not use the node of his CPU. */
+	if (plan->thp == 1 && madvise(memory, plan->bytes, MADV_HUGEPAGE))
+		die("MADV_HUGEPAGE");
 	for (size_t at = 0; at < plan->bytes; at += plan->chunk) {
 		size_t end = at + plan->chunk;
 
@@ -86,6 +95,8 @@ static void hog(const struct plan *plan, struct progress *progress, int index)
 		touch(memory, at, end < plan->bytes ? end : plan->bytes, index);
 		sem_post(&progress->turn[(index + 1) % plan->count]);
 	}
+	if (plan->thp != AS_USUAL)
+		must_have_pages(plan->thp, plan->bytes);
 	atomic_fetch_add(&progress->done, 1);
 	while (sigwait(&check, &signal) == 0) {
 		dprintf(1, "hog %d %s\n", index,
@@ -96,10 +107,10 @@ static void hog(const struct plan *plan, struct progress *progress, int index)
 
 static struct plan parse(int argc, char **argv)
 {
-	struct plan plan = { .chunk = HUGE_PAGE, .thp = 1 };
+	struct plan plan = { .chunk = HUGE_PAGE, .thp = AS_USUAL };
 
 	if (argc < 3) {
-		dprintf(2, "usage: hog COUNT MIB [chunk=KIB] [thp=0] [cgroup=BASE]\n");
+		dprintf(2, "usage: hog COUNT MIB [chunk=KIB] [thp=0|1] [cgroup=BASE]\n");
 		exit(2);
 	}
 	plan.count = atoi(argv[1]);
@@ -126,6 +137,7 @@ static struct plan parse(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	struct plan plan = parse(argc, argv);
+	pid_t pid, pids[MOST];
 	struct progress *progress = mmap(NULL, sizeof(*progress), PROT_READ | PROT_WRITE,
 					 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
@@ -133,20 +145,24 @@ int main(int argc, char **argv)
 		die("mmap");
 	for (int i = 0; i < plan.count; i++)
 		sem_init(&progress->turn[i], 1, i == 0);
-	/* One that was killed leaves nothing behind. */
-	signal(SIGCHLD, SIG_IGN);
 	for (int i = 0; i < plan.count; i++) {
-		pid_t pid = fork();
-
-		if (pid < 0)
+		pids[i] = fork();
+		if (pids[i] < 0)
 			die("fork");
-		if (!pid)
+		if (!pids[i])
 			hog(&plan, progress, i);
-		dprintf(1, "hog %d %d\n", i, pid);
+		dprintf(1, "hog %d %d\n", i, pids[i]);
 	}
-	while (atomic_load(&progress->done) < plan.count)
+	while (atomic_load(&progress->done) < plan.count) {
+		/* One that fails ends all: nobody waits for its turn. */
+		if (waitpid(-1, NULL, WNOHANG) > 0)
+			return 1;
 		usleep(10000);
+	}
 	dprintf(1, "hogs ready\n");
-	for (;;)
-		pause();
+	while ((pid = wait(NULL)) > 0)
+		for (int i = 0; i < plan.count; i++)
+			if (pids[i] == pid)
+				dprintf(1, "hog %d gone\n", i);
+	return 0;
 }

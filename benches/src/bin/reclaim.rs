@@ -141,22 +141,25 @@ fn releases(
 }
 
 /// One figure of merit: which releases of which case, and what is taken from each.
-struct View<'a> {
+struct View {
     name: String,
     unit: Unit,
     case: (u64, Case),
-    value: &'a dyn Fn(&Release) -> Option<f64>,
+    /// Of the last function, which has nothing in its way, instead of all others.
+    last: bool,
+    value: fn(&Release) -> Option<f64>,
     goals: &'static [(Way, f64)],
 }
 
 /// What `view` shows; `None` where nothing of the kind was measured.
-fn merit(measured: &Measured, view: &View<'_>) -> Result<Option<Merit>> {
+fn merit(measured: &Measured, view: &View) -> Result<Option<Merit>> {
     let mut entries = Vec::new();
     for ((mib, case, way), releases) in measured {
         if (*mib, *case) != view.case {
             continue;
         }
-        let values: Vec<f64> = releases.iter().filter_map(view.value).collect();
+        let chosen = releases.iter().filter(|release| (release.left == 0) == view.last);
+        let values: Vec<f64> = chosen.filter_map(view.value).collect();
         if !values.is_empty() {
             entries.push(Entry { name: way.name().to_owned(), samples: Samples::new(values)? });
         }
@@ -168,20 +171,24 @@ fn merit(measured: &Measured, view: &View<'_>) -> Result<Option<Merit>> {
     Ok((!merit.entries.is_empty()).then_some(merit))
 }
 
+fn time(release: &Release) -> Option<f64> {
+    Some(release.time.as_secs_f64())
+}
+
 fn report(measured: &Measured, options: &Options, release: &str) -> Result<Comparison> {
-    let interleaved = |release: &Release| (release.left > 0).then_some(release.time.as_secs_f64());
     let mut merits = Vec::new();
     for &mib in &options.sizes {
         let view = View {
             name: format!("{mib} MiB back, other functions in the way"),
             unit: Unit::Seconds,
             case: (mib, Case::Plain),
-            value: &interleaved,
+            last: false,
+            value: time,
             goals: if mib == DETAILED { &DETAILED_GOALS } else { &GOALS },
         };
         merits.extend(merit(measured, &view)?);
     }
-    for view in details(&interleaved) {
+    for view in details() {
         merits.extend(merit(measured, &view)?);
     }
     Ok(Comparison {
@@ -191,8 +198,9 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
             "{} guests of each kind and size, in turn; same kernel (Linux {release}), 1 vCPU, huge \
              pages in guest and host unless said; functions interleave, and end one by one. Time \
              from the wish until the host has the memory. End to end from the kill on: a shell in the \
-             guest waits for the function's end and unbinds its partition, which goes by itself; \
-             for the other ways it says so, and the host asks.",
+             guest unbinds the partition when its function is gone, and it goes by itself; for the \
+             other ways the shell says so, and the host asks. Details are of releases with other \
+             functions in the way.",
             options.runs
         ),
         command: command_line(),
@@ -202,50 +210,34 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
 }
 
 /// What is shown for one size only.
-fn details(interleaved: &dyn Fn(&Release) -> Option<f64>) -> Vec<View<'_>> {
+fn details() -> Vec<View> {
     let of = |name: &str, unit, case, value| View {
         name: format!("{DETAILED} MiB: {name}"),
         unit,
         case: (DETAILED, case),
+        last: false,
         value,
         goals: &[],
     };
-    let held = |name: &str, case| View {
-        goals: &DETAILED_GOALS,
-        ..of(name, Unit::Seconds, case, interleaved)
-    };
+    let timed = |name: &str, case| of(name, Unit::Seconds, case, time);
+    let held = |name: &str, case| View { goals: &DETAILED_GOALS, ..timed(name, case) };
+    let seconds = |name: &str, value| of(name, Unit::Seconds, Case::Plain, value);
+    let count = |name: &str, value| of(name, Unit::Count, Case::Plain, value);
     vec![
         held("the vCPU busy with other work", Case::Busy),
         held("functions with pages of 4 KiB", Case::SmallPages),
         held("on huge pages that the host keeps for guests", Case::KeptPages),
-        of("no other function left", Unit::Seconds, Case::Plain, &|release| {
-            (release.left == 0).then_some(release.time.as_secs_f64())
-        }),
-        of("end to end, from the kill on", Unit::Seconds, Case::EndToEnd, interleaved),
-        of(
-            "end to end, functions with pages of 4 KiB",
-            Unit::Seconds,
-            Case::EndToEndSmallPages,
-            interleaved,
-        ),
-        of("the host's part", Unit::Seconds, Case::Plain, &|release| {
-            release.host.map(|time| time.as_secs_f64())
-        }),
-        of("the guest's part, without the request", Unit::Seconds, Case::Plain, &|release| {
+        View { last: true, ..timed("no other function left", Case::Plain) },
+        timed("end to end, from the kill on", Case::EndToEnd),
+        timed("end to end, functions with pages of 4 KiB", Case::EndToEndSmallPages),
+        seconds("the host's part", |release| release.host.map(|time| time.as_secs_f64())),
+        seconds("the guest's part, without the request", |release| {
             release.guest.map(|time| time.as_secs_f64())
         }),
-        of("CPU time of the vCPU", Unit::Seconds, Case::Plain, &|release| {
-            Some(release.cpu.vcpus.as_secs_f64())
-        }),
-        of("CPU time of the monitor", Unit::Seconds, Case::Plain, &|release| {
-            Some(release.cpu.monitor.as_secs_f64())
-        }),
-        of("exits", Unit::Count, Case::Plain, &|release| release.exits.map(|count| count as f64)),
-        of("pages moved by the guest", Unit::Count, Case::Plain, &|release| {
-            Some(release.migrated as f64)
-        }),
-        of("requests", Unit::Count, Case::Plain, &|release| {
-            release.requests.map(|count| count as f64)
-        }),
+        seconds("CPU time of the vCPU", |release| Some(release.cpu.vcpus.as_secs_f64())),
+        seconds("CPU time of the monitor", |release| Some(release.cpu.monitor.as_secs_f64())),
+        count("exits", |release| release.exits.map(|count| count as f64)),
+        count("pages moved by the guest", |release| Some(release.migrated as f64)),
+        count("requests", |release| release.requests.map(|count| count as f64)),
     ]
 }

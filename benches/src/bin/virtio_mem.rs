@@ -88,7 +88,10 @@ fn run(options: &Options) -> Result<()> {
     for round in 0..=options.runs {
         for (index, (monitor, name)) in MONITORS.into_iter().enumerate() {
             let vm = Elastic::boot(monitor, &guest, &place.socket())?;
-            for &mib in &options.sizes {
+            // None of them is always the first.
+            let first = round as usize % options.sizes.len();
+            let sizes = options.sizes.iter().cycle().skip(first).take(options.sizes.len());
+            for &mib in sizes {
                 let mut note = |step, time: Duration| {
                     let values: &mut Vec<f64> = measured.entry((mib, step, index)).or_default();
                     values.extend((round > 0).then_some(time.as_secs_f64()));
