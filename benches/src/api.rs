@@ -94,11 +94,16 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut buffer = [0; 256];
-            let count = stream.read(&mut buffer).unwrap();
+            let mut asked = Vec::new();
+            // It may come in pieces.
+            while !asked.ends_with(b"\r\n\r\n") {
+                let mut buffer = [0; 256];
+                let count = stream.read(&mut buffer).unwrap();
+                asked.extend_from_slice(&buffer[..count]);
+            }
             stream.write_all(b"HTTP/1.1 200 \r\nContent-Le").unwrap();
             stream.write_all(b"ngth: 4\r\n\r\ntrue").unwrap();
-            String::from_utf8_lossy(&buffer[..count]).into_owned()
+            String::from_utf8(asked).unwrap()
         });
         assert_eq!(request(&path, "GET", "vmm.ping").unwrap(), Value::Bool(true));
         assert!(server.join().unwrap().starts_with("GET /api/v1/vmm.ping HTTP/1.1\r\n"));
