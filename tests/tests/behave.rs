@@ -4,6 +4,7 @@
 //! page was migrated for it.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::Context;
 use guest_tests::{Config, Image, MIB, Result, Tessera, Vm, random_bytes, until, within};
@@ -81,8 +82,8 @@ fn all_are_gone(vm: &Tessera) -> Result<()> {
     })
 }
 
-/// One case in partitions of its own; the text says what was wrong.
-fn run(vm: &Tessera, case: &str) -> Result<()> {
+/// One case in partitions of its own; returns what it printed. An error says what was wrong.
+fn run(vm: &Tessera, case: &str) -> Result<String> {
     let before = released(vm)?;
     let places = add(vm)?;
     let command = format!("timeout {} behave {case}{places}", within(60).as_secs());
@@ -99,7 +100,7 @@ fn run(vm: &Tessera, case: &str) -> Result<()> {
     anyhow::ensure!(requests == 2, "{requests} requests for two releases");
     let complaints = vm.complaints()?;
     anyhow::ensure!(complaints.is_empty(), "{complaints}");
-    Ok(())
+    Ok(printed)
 }
 
 /// All cases in one guest, and those after one that failed in another: its memory may be anywhere.
@@ -171,7 +172,10 @@ fn a_function_that_is_killed_keeps_its_partition_until_its_disk_is_done() -> Res
     let disk = Image::with(&random_bytes(4 << 20)?)?;
     let config = config()?.memory(BOOT).disk(json!({"path": disk.path(), "direct": true}));
     let vm = booted(config, "true")?;
-    run(&vm, "direct-killed")?;
+    let told = run(&vm, "direct-killed")?;
+    // In a guest that is made so much slower, functions take longer to end than the disk to read.
+    let is_slow = within(1) > Duration::from_secs(1);
+    assert!(is_slow || !told.starts_with("outlived 0"), "the disk was always done before: {told}");
     vm.power_off()
 }
 

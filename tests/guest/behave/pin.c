@@ -239,78 +239,111 @@ static void pin_short(void)
 }
 
 /*
- * Functions are killed while a disk writes to their memory. That is the partition's until the disk is
- * done: who gets pages that were given up finds in them what it wrote, and A is gone after that.
+ * Functions are killed while a disk writes to their memory, and end before it does. That memory is the
+ * partition's until the disk is done: who gets pages that were given up finds in them what it wrote,
+ * and A is gone after that.
  */
-#define READERS 4
+#define READERS 2
+#define READS 8
 
-static void read_for_ever(void)
+/*
+ * Has the disk write to MEM, over and over, with all reads under way at once. Who is killed meanwhile
+ * does not wait for it.
+ */
+static void read_at_once(int fd, char *mem)
 {
-	char *mem = map_memory(SIZE), path[] = "/dev/vda";
-	int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	struct io_uring_params params = { 0 };
+	int uring = syscall(SYS_io_uring_setup, READS, &params);
+	char *queue = mmap(NULL, params.sq_off.array + READS * 4, PROT_READ | PROT_WRITE,
+			   MAP_SHARED, uring, IORING_OFF_SQ_RING);
+	struct io_uring_sqe *entries = mmap(NULL, READS * sizeof(*entries), PROT_READ | PROT_WRITE,
+					    MAP_SHARED, uring, IORING_OFF_SQES);
 
-	while (fd >= 0 && pread(fd, mem, SIZE, 0) == (ssize_t)SIZE)
-		;
-	die(path);
+	if (fd < 0 || queue == MAP_FAILED || entries == MAP_FAILED)
+		die("io_uring_setup");
+	for (int i = 0; i < READS; i++) {
+		entries[i] = (struct io_uring_sqe){
+			.opcode = IORING_OP_READ,
+			.fd = fd,
+			.addr = (uintptr_t)mem,
+			.len = SIZE,
+		};
+		((uint32_t *)(queue + params.sq_off.array))[i] = i;
+	}
+	atomic_store((_Atomic uint32_t *)(queue + params.sq_off.tail), READS);
+	if (syscall(SYS_io_uring_enter, uring, READS, READS, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+		die("io_uring_enter");
+	munmap(queue, params.sq_off.array + READS * 4);
+	munmap(entries, READS * sizeof(*entries));
+	close(uring);
+}
+
+static void read_body(void)
+{
+	int fd = open("/dev/vda", O_RDONLY | O_DIRECT | O_CLOEXEC);
+	char *mem = map_memory(SIZE);
+
+	for (;;)
+		read_at_once(fd, mem);
 }
 
 static void reuse_body(void)
 {
 	for (int round = 0; shared->step < 1; round++) {
-		char *mem = map_memory(READERS * SIZE);
+		char *mem = map_memory(4 * SIZE);
 
-		madvise(mem, SIZE, MADV_NOHUGEPAGE);
-		fill(mem, READERS * SIZE, round);
-		expect_holds("memory beside readers", mem, READERS * SIZE, round);
-		expect_in("memory beside readers", mem, READERS * SIZE, IN_A);
-		munmap(mem, READERS * SIZE);
+		madvise(mem, 4 * SIZE, MADV_NOHUGEPAGE);
+		fill(mem, 4 * SIZE, round);
+		expect_holds("memory beside readers", mem, 4 * SIZE, round);
+		expect_in("memory beside readers", mem, 4 * SIZE, IN_A);
+		munmap(mem, 4 * SIZE);
 	}
 }
 
-static void start_readers(pid_t *pids)
-{
-	for (int i = 0; i < READERS; i++)
-		pids[i] = start(FN0, read_for_ever);
-}
-
-/* In the middle of a read. */
-static void kill_readers(const pid_t *pids)
+static int reads_in_flight(void)
 {
 	char text[64];
 
-	do {
-		if (get("/sys/block/vda/inflight", text, sizeof(text)))
-			die("inflight");
-	} while (!atoi(text));
-	for (int i = 0; i < READERS; i++)
-		kill(pids[i], SIGKILL);
+	if (get("/sys/block/vda/inflight", text, sizeof(text)))
+		die("inflight");
+	return atoi(text);
 }
 
-static void finish_readers(const pid_t *pids)
+/* Readers begin and are killed; returns whether the disk went on after their end. */
+static int outlived_by_reads(int last)
 {
+	pid_t pids[READERS];
+	int reads;
+
+	for (int i = 0; i < READERS; i++)
+		pids[i] = start(FN0, read_body);
+	while (!reads_in_flight())
+		;
+	for (int i = 0; i < READERS; i++)
+		kill(pids[i], SIGKILL);
+	if (last)
+		unbind(FN0);
 	for (int i = 0; i < READERS; i++)
 		finish(pids[i], SIGKILL);
+	reads = reads_in_flight();
+	while (!last && reads_in_flight())
+		usleep(1000);
+	return reads > 0;
 }
 
 static void direct_killed(void)
 {
-	pid_t pids[READERS], other;
+	int outlived = 0;
+	pid_t other;
 
 	bind_to(FN0, "");
 	other = start(FN0, reuse_body);
-	for (int round = 0; round < 10; round++) {
-		start_readers(pids);
-		/* Sometimes at once, sometimes when all of their memory is there. */
-		usleep(round * 20000);
-		kill_readers(pids);
-		finish_readers(pids);
-	}
+	for (int round = 0; round < 10 || (round < 30 && outlived < 3); round++)
+		outlived += outlived_by_reads(0);
+	dprintf(1, "outlived %d\n", outlived);
 	reach(1);
 	finish(other, 0);
-	start_readers(pids);
-	kill_readers(pids);
-	unbind(FN0);
-	finish_readers(pids);
+	outlived_by_reads(1);
 	expect_gone("A after their end", FN0);
 }
 
