@@ -338,7 +338,7 @@ static void direct_killed(void)
 
 	bind_to(FN0, "");
 	other = start(FN0, reuse_body);
-	for (int round = 0; round < 10 || (round < 30 && outlived < 3); round++)
+	for (int round = 0; round < 5 || (round < 15 && outlived < 3); round++)
 		outlived += outlived_by_reads(0);
 	dprintf(1, "outlived %d\n", outlived);
 	reach(1);
