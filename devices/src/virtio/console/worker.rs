@@ -340,9 +340,10 @@ mod tests {
         ) {
             let memory = memory();
             let mut port = Port::new(&memory);
+            // Behind the queues: a driver that has them overwritten has broken them.
             let chain: Vec<_> = buffers
                 .iter()
-                .map(|&(address, len, flags)| Descriptor::new(address % (1 << 21), len, flags, 0))
+                .map(|&(at, len, flags)| Descriptor::new(DATA + at % (1 << 21), len, flags, 0))
                 .collect();
             offer(&port.transmit, 0, &chain);
             offer(&port.receive, 0, &chain);
