@@ -309,6 +309,12 @@ fn with_the_debug_kernel_numa_balancing_moves_nothing_of_a_partition() -> Result
         |n: u32, zone: &str| json!({"guest_numa_id": n, "cpus": [n], "memory_zones": [zone]});
     let config = config()?
         .memory(0)
+        // In one package they would share a cache, which Linux warns of across nodes.
+        .set(
+            "cpus.topology",
+            json!({"threads_per_core": 1, "cores_per_die": 1,
+                                     "dies_per_package": 1, "packages": 2}),
+        )
         .set("memory.zones", json!([zone("near"), zone("far")]))
         .set("numa", json!([node(0, "near"), node(1, "far")]));
     let vm = booted(config, "true")?;
