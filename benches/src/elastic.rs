@@ -154,6 +154,13 @@ impl Client {
     }
 }
 
+/// `sizes`, but starting with another one in each `round`: none is always the first in its guest.
+pub fn turned(sizes: &[u64], round: u32) -> Vec<u64> {
+    let mut turned = sizes.to_vec();
+    turned.rotate_left(round as usize % sizes.len());
+    turned
+}
+
 /// Looks until the guest has `size` bytes; the time since `start`.
 fn wait(
     start: Instant,

@@ -186,9 +186,10 @@ impl Scene {
     /// # Errors
     /// The guest hangs, or does not give the memory.
     pub fn play_end_to_end(&self) -> Result<Vec<Release>> {
-        let gone = match self.gone_event(0) {
-            Some(_) => "echo none > /sys/fs/cgroup/fn$number/memory.partition",
-            None => "echo gone $number > /dev/console",
+        let gone = if self.goes_by_itself() {
+            "echo none > /sys/fs/cgroup/fn$number/memory.partition"
+        } else {
+            "echo gone $number > /dev/console"
         };
         let (count, mib, pages) = (self.functions.count, self.memory(), self.pages());
         self.vm.shell(&format!(
@@ -207,28 +208,27 @@ impl Scene {
 
     /// Kills function `number` of the platform's and waits until the host has its memory.
     fn end(&self, number: u64) -> Result<()> {
-        let gone = self.gone_event(number);
-        if gone.is_some() {
+        let by_itself = self.goes_by_itself();
+        if by_itself {
             self.vm.events()?.forget();
         }
         // Nobody waits for the shell's answer: it has nothing to do with what is measured.
         self.vm.console().send(&format!("k {number}\n"))?;
-        let Some(gone) = gone else {
+        if !by_itself {
             self.vm.console().wait_for_within(&format!("gone {number}"), LIMIT)?;
             return self.take_back(number);
-        };
-        self.vm.events()?.wait(LIMIT, gone)?;
+        }
+        let id = format!("fn{number}");
+        self.vm.events()?.wait(LIMIT, |event: &Value| {
+            event["event"] == "released" && event["properties"]["id"] == id.as_str()
+        })?;
         self.held.set(self.held.get() - 1);
         Ok(())
     }
 
-    /// The event that tells that a function's partition has gone by itself, if it does.
-    fn gone_event(&self, number: u64) -> Option<impl Fn(&Value) -> bool + use<>> {
-        let id = format!("fn{number}");
-        let released = move |event: &Value| {
-            event["event"] == "released" && event["properties"]["id"] == id.as_str()
-        };
-        (self.functions.auto_release && self.way == Way::Partition).then_some(released)
+    /// Whether a function's memory goes to the host when its partition is unbound.
+    fn goes_by_itself(&self) -> bool {
+        self.functions.auto_release && self.way == Way::Partition
     }
 
     /// Takes the memory of function `number` back.

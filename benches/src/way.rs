@@ -8,7 +8,7 @@ use crate::scene::Functions;
 /// Room for more functions than those that end.
 const SPARE: u64 = 256 * MIB;
 
-/// A way to give memory to functions and to get it back.
+/// A way to give memory to functions and to get it back; ours comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Way {
     /// A partition for each, with our guest kernel.
@@ -27,10 +27,6 @@ pub enum Way {
 }
 
 impl Way {
-    /// All, ours first.
-    pub const ALL: [Self; 6] =
-        [Self::Partition, Self::Node, Self::Stock, Self::StockClearing, Self::Qemu, Self::Balloon];
-
     /// What tables and figures call it.
     pub fn name(self) -> &'static str {
         match self {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use benches::comparison::{Comparison, Entry, Merit};
-use benches::elastic::{Elastic, Guest, MIB, Monitor, Timing};
+use benches::elastic::{Elastic, Guest, MIB, Monitor, Timing, turned};
 use benches::facts::Machine;
 use benches::output::{Output, command_line};
 use benches::place::Place;
@@ -100,9 +100,7 @@ fn run(options: &Options) -> Result<()> {
     // The first round warms up: the lab translates each program's code when it first runs.
     for round in 0..=options.runs {
         let mut plugs = Vec::new();
-        // None of them is always the first.
-        let mut sizes = options.sizes.clone();
-        sizes.rotate_left(round as usize % options.sizes.len());
+        let sizes = turned(&options.sizes, round);
         partitions(&place, &base, (total, 0), &sizes, &mut plugs)?;
         partitions(&place, &base, (total, total), &sizes, &mut plugs)?;
         for (way, monitor) in [(Way::Stock, Monitor::Tessera), (Way::Qemu, Monitor::Qemu)] {

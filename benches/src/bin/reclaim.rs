@@ -21,7 +21,7 @@ use benches::samples::Samples;
 use benches::scene::{Functions, Release, Scene};
 use benches::unit::Unit;
 use benches::way::Way;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 /// Functions in a guest, and the most memory that all of them have.
 const FUNCTIONS: u64 = 4;
@@ -49,13 +49,16 @@ struct Options {
     /// Only these ways; ours comes first.
     #[arg(long, value_delimiter = ',')]
     ways: Vec<Way>,
-    /// Processes that keep the guest's vCPU busy, in the loaded case.
+    /// Only these cases, for 1024 MiB; other sizes have the plain one.
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<Case>,
+    /// Processes that keep the guest's vCPU busy, in the loaded cases.
     #[arg(long, default_value_t = 2)]
     burners: u32,
 }
 
 /// What else is so in a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Case {
     /// Huge pages, and nothing else to do.
     Plain,
@@ -63,6 +66,8 @@ enum Case {
     Busy,
     /// The functions have pages of 4 KiB.
     SmallPages,
+    /// Other processes keep the vCPU busy, and the functions have pages of 4 KiB.
+    BusySmallPages,
     /// Guest memory is huge pages that the host keeps for guests (hugetlb); Tessera only.
     KeptPages,
     /// The guest's platform ends them, and nobody asks for the memory of a partition.
@@ -70,16 +75,6 @@ enum Case {
     /// The same, with pages of 4 KiB.
     EndToEndSmallPages,
 }
-
-/// Those of the detailed size.
-const CASES: [Case; 6] = [
-    Case::Plain,
-    Case::Busy,
-    Case::SmallPages,
-    Case::KeptPages,
-    Case::EndToEnd,
-    Case::EndToEndSmallPages,
-];
 
 /// What was measured, by size in MiB, case, and way.
 type Measured = BTreeMap<(u64, Case, Way), Vec<Release>>;
@@ -100,13 +95,14 @@ fn run(options: &Options) -> Result<()> {
     if Machine::read().lab {
         kvm_stats::mount().context("cannot mount debugfs")?;
     }
-    let ways = if options.ways.is_empty() { Way::ALL.to_vec() } else { options.ways.clone() };
+    let ways = if options.ways.is_empty() { Way::value_variants() } else { &options.ways };
+    let cases = if options.cases.is_empty() { Case::value_variants() } else { &options.cases };
     let mut measured = Measured::new();
     for round in 0..options.runs {
         for &mib in &options.sizes {
             let size = mib * MIB;
             let count = FUNCTIONS.min(MOST / size).max(2);
-            let cases = if mib == DETAILED { &CASES } else { &CASES[..1] };
+            let cases = if mib == DETAILED { cases } else { &[Case::Plain] };
             for (&way, &case) in ways.iter().flat_map(|way| cases.iter().map(move |c| (way, c))) {
                 if case == Case::KeptPages && way.monitor() == Monitor::Qemu {
                     continue;
@@ -130,11 +126,13 @@ fn releases(
     place: &Place,
     options: &Options,
 ) -> Result<Vec<Release>> {
-    let small_pages = matches!(case, Case::SmallPages | Case::EndToEndSmallPages);
+    let small_pages =
+        matches!(case, Case::SmallPages | Case::BusySmallPages | Case::EndToEndSmallPages);
     let auto_release = matches!(case, Case::EndToEnd | Case::EndToEndSmallPages);
     let kept_pages = case == Case::KeptPages;
     let functions = Functions { small_pages, kept_pages, auto_release, ..functions };
-    let burners = if case == Case::Busy { options.burners } else { 0 };
+    let busy = matches!(case, Case::Busy | Case::BusySmallPages);
+    let burners = if busy { options.burners } else { 0 };
     let _kept = kept_pages.then(|| Kept::for_guests(base.boot + functions.total())).transpose()?;
     let scene = Scene::boot(way, base, functions, &place.socket())?;
     if auto_release { scene.play_end_to_end() } else { scene.play(burners) }
@@ -226,6 +224,7 @@ fn details() -> Vec<View> {
     vec![
         held("the vCPU busy with other work", Case::Busy),
         held("functions with pages of 4 KiB", Case::SmallPages),
+        held("the vCPU busy, functions with pages of 4 KiB", Case::BusySmallPages),
         held("on huge pages that the host keeps for guests", Case::KeptPages),
         View { last: true, ..timed("no other function left", Case::Plain) },
         timed("end to end, from the kill on", Case::EndToEnd),

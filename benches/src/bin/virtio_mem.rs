@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use benches::comparison::{Comparison, Entry, Merit};
-use benches::elastic::{Elastic, Guest, MIB, Monitor};
+use benches::elastic::{Elastic, Guest, MIB, Monitor, turned};
 use benches::facts::Machine;
 use benches::hogs::Hogs;
 use benches::output::{Output, command_line};
@@ -88,10 +88,7 @@ fn run(options: &Options) -> Result<()> {
     for round in 0..=options.runs {
         for (index, (monitor, name)) in MONITORS.into_iter().enumerate() {
             let vm = Elastic::boot(monitor, &guest, &place.socket())?;
-            // None of them is always the first.
-            let first = round as usize % options.sizes.len();
-            let sizes = options.sizes.iter().cycle().skip(first).take(options.sizes.len());
-            for &mib in sizes {
+            for mib in turned(&options.sizes, round) {
                 let mut note = |step, time: Duration| {
                     let values: &mut Vec<f64> = measured.entry((mib, step, index)).or_default();
                     values.extend((round > 0).then_some(time.as_secs_f64()));

@@ -119,12 +119,10 @@ static void pageout_huge(void)
 	expect_empty("used after its end", FN0);
 }
 
-/* Swap entries that two processes share are read ahead, which is not the function's. */
-static void swap_shared_body(void)
+/* Memory with another content in each half, nearly all of it in swap. */
+static char *map_in_swap(void)
 {
 	char *mem = map_memory(SIZE);
-	int status = 0;
-	pid_t child;
 
 	madvise(mem, SIZE, MADV_NOHUGEPAGE);
 	fill(mem, HALF, 1);
@@ -132,6 +130,16 @@ static void swap_shared_body(void)
 	if (madvise(mem, SIZE, MADV_PAGEOUT))
 		die("MADV_PAGEOUT");
 	expect_at_least("pages in swap", pages_in(mem, SIZE, SWAPPED), SIZE / PAGE * 9 / 10);
+	return mem;
+}
+
+/* Swap entries that two processes share are read ahead, which is not the function's. */
+static void swap_shared_body(void)
+{
+	char *mem = map_in_swap();
+	int status = 0;
+	pid_t child;
+
 	child = fork();
 	if (child < 0)
 		die("fork");
@@ -185,16 +193,9 @@ static void swap_exit(void)
 /* Who takes the device away reads ahead: pages come back elsewhere. */
 static void swap_off_body(void)
 {
-	char *mem = map_memory(SIZE);
-	size_t swapped;
+	char *mem = map_in_swap();
+	size_t swapped = pages_in(mem, SIZE, SWAPPED);
 
-	madvise(mem, SIZE, MADV_NOHUGEPAGE);
-	fill(mem, HALF, 1);
-	fill(mem + HALF, HALF, 2);
-	if (madvise(mem, SIZE, MADV_PAGEOUT))
-		die("MADV_PAGEOUT");
-	swapped = pages_in(mem, SIZE, SWAPPED);
-	expect_at_least("pages in swap", swapped, SIZE / PAGE * 9 / 10);
 	if (swapoff("/dev/zram0"))
 		die("swapoff");
 	expect_equal("pages outside without swap", pages_in(mem, SIZE, OUTSIDE), swapped);
