@@ -56,7 +56,7 @@ pub struct Cli {
     #[arg(long, value_name = "KEYS", requires = "payload", help = CPUS_HELP)]
     cpus: Option<String>,
     /// size=512M,shared=off,hugepages=off,hugepage_size=,prefault=off,thp=on,mergeable=off,
-    /// reserve=off,hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=,
+    /// reserve=off,hotplug_method=acpi|virtio-mem (acpi adds none),hotplug_size=,hotplugged_size=,
     /// partitions=SIZE|[mode=channel,size=,max=64,prepare=,slots=,slot_size=],overcommit=off,refused_access=stop
     #[arg(long, value_name = "KEYS", requires = "payload")]
     memory: Option<String>,

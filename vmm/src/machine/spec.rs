@@ -1,7 +1,7 @@
 //! What a virtual machine consists of, validated.
 //!
-//! A [`Spec`] is complete: defaults are filled in, every number is in its range, every file named
-//! could be opened when it was checked. `Spec::try_from(&VmConfig)` is the only way to one, and
+//! A [`Spec`] is complete: defaults are filled in, every number is in its range, every file that
+//! is read could be opened when it was checked. `Spec::try_from(&VmConfig)` is the only way to one, and
 //! reports all problems at once.
 
 mod check;
