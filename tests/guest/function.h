@@ -9,6 +9,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
@@ -18,6 +19,11 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+/* Newer than the library's headers. */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 #define KIB (1UL << 10)
 #define MIB (1UL << 20)
@@ -149,6 +155,28 @@ static inline size_t first_difference(const void *memory, size_t size, uint64_t 
 		if (words[i] != word(seed, i))
 			break;
 	return i;
+}
+
+/* Opens /proc/kcore, and finds where it has FRAME; *AT stays 0 where it has none. */
+static inline int open_kcore(uint64_t frame, off_t *at)
+{
+	int fd = open("/proc/kcore", O_RDONLY | O_CLOEXEC);
+	Elf64_Ehdr header;
+	Elf64_Phdr part;
+
+	*at = 0;
+	if (fd < 0 || pread(fd, &header, sizeof(header), 0) != sizeof(header))
+		die("/proc/kcore");
+	for (int i = 0; i < header.e_phnum && !*at; i++) {
+		off_t where = header.e_phoff + i * sizeof(part);
+
+		if (pread(fd, &part, sizeof(part), where) != sizeof(part))
+			die("/proc/kcore");
+		if (part.p_type == PT_LOAD && part.p_paddr != UINT64_MAX &&
+		    frame * PAGE - part.p_paddr < part.p_filesz)
+			*at = part.p_offset + frame * PAGE - part.p_paddr;
+	}
+	return fd;
 }
 
 /* The first word that is not 0; the number of words if there is none. */

@@ -9,7 +9,7 @@
  * and takes offline meanwhile. Whoever provides the partitions may add, resize and remove them.
  *
  * Prints "FAIL ..." for what a function found where it had written something else, and in the end
- * "stress lives N killed N unserved N operations N failures N".
+ * "stress lives N killed N unserved N operations N failures N inside N".
  */
 #include "function.h"
 
@@ -26,14 +26,15 @@
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT 21
 #endif
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
 
 #define SLOTS 6
 #define AREAS 12
 #define MOST (4 * MIB)
 #define OUT "/cg/out"
+
+/* Where the memory of partitions is: behind that of the other device. */
+#define FIRST ((4096 + 256) * MIB)
+#define ROOM (768 * MIB)
 
 struct area {
 	char *mem;
@@ -43,7 +44,8 @@ struct area {
 
 /* Counted by all processes. */
 struct counts {
-	atomic_long lives, killed, unserved, operations, failures;
+	/* Those inside have had memory in a partition. */
+	atomic_long lives, killed, unserved, operations, failures, inside;
 };
 
 static struct counts *counts;
@@ -333,6 +335,8 @@ static void one_life(const char *cgroup)
 		atomic_fetch_add(&counts->failures, 1);
 	}
 	snprintf(path, sizeof(path), "%s/memory.partition", cgroup);
+	if (number_of(path, "peak") > 0)
+		atomic_fetch_add(&counts->inside, 1);
 	if (chance(4))
 		put(path, "none", 0);
 	if (chance(2))
@@ -363,8 +367,19 @@ static void read_frames(const char *path)
 	static uint64_t flags[1 << 15];
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 
-	/* From 4 GiB on, where hotplugged memory is. */
-	if (pread(fd, flags, sizeof(flags), (1UL << 20) * 8 + chance(8) * sizeof(flags)) < 0)
+	if (pread(fd, flags, sizeof(flags), FIRST / PAGE * 8 + chance(6) * sizeof(flags)) < 0)
+		usleep(1000);
+	close(fd);
+}
+
+/* The content of partitions, which may be given back meanwhile. */
+static void read_content(void)
+{
+	static char some[MIB];
+	off_t at = 0;
+	int fd = open_kcore((FIRST + chance(ROOM)) / PAGE, &at);
+
+	if (at && pread(fd, some, sizeof(some), at) < 0)
 		usleep(1000);
 	close(fd);
 }
@@ -386,7 +401,7 @@ static void disturb_once(void)
 {
 	char path[128];
 
-	switch (chance(9)) {
+	switch (chance(12)) {
 	case 0:
 		put("/proc/sys/vm/compact_memory", "1", 0);
 		break;
@@ -404,7 +419,7 @@ static void disturb_once(void)
 		break;
 	case 5:
 		snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%lu/state",
-			 (unsigned long)(32 + chance(8)));
+			 (FIRST + chance(ROOM)) / (128 * MIB));
 		if (!put(path, "offline", 0) && stays_offline(path)) {
 			dprintf(1, "FAIL %s: memory of partitions went offline\n", path);
 			atomic_fetch_add(&counts->failures, 1);
@@ -412,6 +427,11 @@ static void disturb_once(void)
 		break;
 	case 6:
 		put("/proc/sys/vm/drop_caches", "1", 0);
+		break;
+	case 7:
+	case 8:
+	case 9:
+		read_content();
 		break;
 	default:
 		snprintf(path, sizeof(path), "/cg/stress%d/memory.reclaim", (int)chance(SLOTS));
@@ -458,8 +478,8 @@ int main(int argc, char **argv)
 	}
 	while (wait(NULL) > 0)
 		;
-	dprintf(1, "stress lives %ld killed %ld unserved %ld operations %ld failures %ld\n",
+	dprintf(1, "stress lives %ld killed %ld unserved %ld operations %ld failures %ld inside %ld\n",
 		counts->lives, counts->killed, counts->unserved, counts->operations,
-		counts->failures);
+		counts->failures, counts->inside);
 	return counts->failures != 0;
 }

@@ -218,6 +218,29 @@ impl Tessera {
         ))
     }
 
+    /// Powers off a guest whose kernel has complained of nothing.
+    ///
+    /// # Errors
+    /// It has, or the monitor does not end well.
+    pub fn power_off_unharmed(self) -> Result<()> {
+        let complaints = self.complaints()?;
+        ensure!(complaints.is_empty(), "{complaints}");
+        self.power_off()
+    }
+
+    /// What `memctl` says when it is called with these words.
+    ///
+    /// # Errors
+    /// It fails; with what it says then.
+    pub fn memctl(&self, words: &str) -> Result<String> {
+        let mut command = Command::new(Artefact::Memctl.path()?);
+        command.arg("--api-socket").arg(self.socket()).args(words.split(' '));
+        let output = command.output().context("cannot start memctl")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "memctl {words}: {errors}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// All partitions.
     ///
     /// # Errors

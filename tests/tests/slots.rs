@@ -2,11 +2,10 @@
 //! the API is the same, and so are its refusals. What users do in a stock guest is in `stock.rs`.
 
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use guest_tests::{Artefact, Config, GIB, MIB, Result, Stock, run, until, within};
+use guest_tests::{Config, GIB, MIB, Result, Stock, run, until, within};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -115,13 +114,7 @@ fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()
         WORDS,
         &events,
     )?;
-    let memctl = |arguments: &str| -> Result<String> {
-        let mut command = Command::new(Artefact::Memctl.path()?);
-        command.arg("--api-socket").arg(vm.socket()).args(arguments.split(' '));
-        let output = command.output().context("cannot start memctl")?;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?)
-    };
+    let memctl = |words: &str| vm.memctl(words);
     memctl("add fn-a --size 128M")?;
     vm.plugged()?;
     memctl("resize fn-a --size 256M")?;

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 const BOOT: u64 = 1024 * MIB;
 const ROOM: u64 = 768 * MIB;
 
+/// What the other memory device may have, below the partitions.
+const BESIDE: u64 = 256 * MIB;
+
 /// What the guest's own kernel may have more after it: slab, stacks, compressed swap.
 const SLACK: u64 = 12 * MIB;
 
@@ -42,9 +45,12 @@ fn vm(cgroup: &Cgroup) -> Result<Tessera> {
         .vcpus(2)
         .with_programs()?
         .set("memory.partitions", json!({"size": ROOM, "prepare": 256 * MIB}))
+        .set("memory.hotplug_method", "VirtioMem")
         // What the OOM killer says is in dmesg, and not among the answers of the shell; it says much.
-        .cmdline("loglevel=2 log_buf_len=16M");
-    let vm = Vm::from(config).in_cgroup(cgroup).boot()?;
+        .cmdline("loglevel=2 log_buf_len=16M memhp_default_state=online_movable");
+    let mut zones = config.json()["memory"]["zones"].clone();
+    zones[0]["hotplug_size"] = BESIDE.into();
+    let vm = Vm::from(config.set("memory.zones", zones)).in_cgroup(cgroup).boot()?;
     vm.mount_cgroups()?;
     vm.shell("echo 256M > /sys/block/zram0/disksize; mkswap /dev/zram0; swapon /dev/zram0")?;
     // Else each CPU keeps up to 64 MiB of free pages for itself, which count as used.
@@ -60,11 +66,21 @@ struct Host<'a> {
     added: u64,
     resized: u64,
     removed: u64,
+    /// Of the memory beside the partitions.
+    beside: u64,
 }
 
 impl<'a> Host<'a> {
     fn of(vm: &'a Tessera) -> Self {
-        Self { vm, state: 0x9e37_79b9_7f4a_7c15, next: 0, added: 0, resized: 0, removed: 0 }
+        Self {
+            vm,
+            state: 0x9e37_79b9_7f4a_7c15,
+            next: 0,
+            added: 0,
+            resized: 0,
+            removed: 0,
+            beside: 0,
+        }
     }
 
     /// A number below `limit`.
@@ -98,6 +114,10 @@ impl<'a> Host<'a> {
 
     /// One thing that the host may do at any time.
     fn act(&mut self) -> Result<()> {
+        if self.chance(10) == 0 {
+            let more = self.chance(5) * BESIDE / 4;
+            return self.resize_beside(more);
+        }
         let present = self.vm.partitions()?;
         if present.len() < MOST {
             return self.add();
@@ -113,6 +133,13 @@ impl<'a> Host<'a> {
             let body = json!({"id": id, "timeout_ms": timeout, "evacuate": evacuate});
             self.removed += u64::from(self.ask("vm.remove-partition", &body, 200)?);
         }
+        Ok(())
+    }
+
+    /// Wants so much beside the partitions, which the guest plugs and unplugs when it can.
+    fn resize_beside(&mut self, more: u64) -> Result<()> {
+        let body = json!({"id": "first", "desired_ram": 2 * MIB + more});
+        self.beside += u64::from(self.ask("vm.resize-zone", &body, 204)?);
         Ok(())
     }
 
@@ -174,11 +201,16 @@ fn functions_come_and_go_in_partitions_and_nothing_is_lost_or_left() -> Result<(
         Ok(told.contains("stress lives").then_some(told))
     })?;
     println!("{told}");
-    let Host { added, resized, removed, .. } = host;
-    println!("host: added {added} resized {resized} removed {removed}");
+    let Host { added, resized, removed, beside, .. } = host;
+    println!("host: added {added} resized {resized} removed {removed} beside {beside}");
     assert!(!told.contains("FAIL") && told.contains("failures 0"), "{told}");
-    let lives = told.split("lives ").nth(1).and_then(|text| text.split(' ').next());
-    let lives: u64 = lives.context("no count of lives")?.parse()?;
+    let count = |key: &str| -> Result<u64> {
+        let mut words = told.split_whitespace().skip_while(|&word| word != key).skip(1);
+        Ok(words.next().with_context(|| format!("no count of {key}"))?.parse()?)
+    };
+    let lives = count("lives")?;
+    // Some never have their partition: it is removed at once.
+    assert!(count("inside")? * 2 > lives, "functions were not in their partitions: {told}");
     // A guest that is so many times slower does so many times less.
     let least = seconds as f64 / within(1).as_secs_f64();
     assert!(lives as f64 >= least && added as f64 >= least, "too little was done: {told}");
@@ -194,12 +226,16 @@ fn functions_come_and_go_in_partitions_and_nothing_is_lost_or_left() -> Result<(
 /// Each partition goes, the guest has what it had, and so has the host.
 fn nothing_is_left(host: &mut Host<'_>, available: u64) -> Result<()> {
     host.remove_all()?;
+    host.resize_beside(0)?;
     until("all partitions to be gone", within(30), || {
         Ok(host.vm.partitions()?.is_empty().then_some(()))
     })?;
     let vm = host.vm;
     assert_eq!(meminfo(vm, "PartitionTotal")?, 0);
-    assert_eq!(vm.api().get("vm.info")?.expect(200)?.body["memory_actual_size"], BOOT);
+    until("the other device's memory to be unplugged", within(60), || {
+        let info = vm.api().get("vm.info")?.expect(200)?.body;
+        Ok((info["memory_actual_size"] == BOOT).then_some(()))
+    })?;
     assert_eq!(host.counter("error")?, 0, "requests that no correct driver sends");
     // Those that were withdrawn before the guest had them need none.
     let requests = host.counter("part_release")?;

@@ -2,9 +2,6 @@
 /* Huge pages of both kinds, and memory that moves in the address space. */
 #include "behave.h"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
@@ -109,27 +106,33 @@ static void thp_split(void)
 }
 
 /* What of a huge page is not mapped any more comes back when the huge page is split. */
-static void split_free_body(void)
+static void split_free(char *mem, size_t folio)
 {
-	char *mem = map_with(2 * SIZE, MADV_HUGEPAGE), range[128];
+	const size_t half = folio / 2;
+	char range[128];
 	uint64_t *frames;
 
-	fill_blocks(mem, 2 * SIZE, MIB);
+	fill_blocks(mem, 2 * SIZE, half);
 	expect_in("memory", mem, 2 * SIZE, IN_A);
-	expect_huge("bytes of huge pages", mem, 2 * SIZE);
+	expect_folios("pages out of line", mem, 2 * SIZE, folio / PAGE);
 	frames = frames_of(mem, 2 * SIZE);
-	for (size_t at = MIB; at < 2 * SIZE; at += HUGE_PAGE)
-		munmap(mem + at, MIB);
-	for (size_t at = 0; at < 2 * SIZE; at += HUGE_PAGE) {
+	for (size_t at = half; at < 2 * SIZE; at += folio)
+		munmap(mem + at, half);
+	for (size_t at = 0; at < 2 * SIZE; at += folio) {
 		snprintf(range, sizeof(range), "%d,%#lx,%#lx", getpid(),
-			 (unsigned long)(mem + at), (unsigned long)(mem + at + MIB));
+			 (unsigned long)(mem + at), (unsigned long)(mem + at + half));
 		set("/sys/kernel/debug/split_huge_pages", range);
 	}
 	expect_used_at_most("used after the split", FN0, SIZE + SLACK);
-	for (size_t at = 0; at < 2 * SIZE; at += HUGE_PAGE) {
-		expect_holds("what is mapped", mem + at, MIB, at / MIB);
-		expect_unmoved("what is mapped", mem + at, MIB, frames + at / PAGE);
+	for (size_t at = 0; at < 2 * SIZE; at += folio) {
+		expect_holds("what is mapped", mem + at, half, at / half);
+		expect_unmoved("what is mapped", mem + at, half, frames + at / PAGE);
 	}
+}
+
+static void split_free_body(void)
+{
+	split_free(map_with(2 * SIZE, MADV_HUGEPAGE), HUGE_PAGE);
 }
 
 static void thp_split_free(void)
@@ -169,6 +172,36 @@ static void collapse(void)
 {
 	bind_to(FN0, "");
 	in_function(collapse_body);
+	expect_empty("used after its end", FN0);
+}
+
+/* What finds no room for a huge page in the partition stays as it is, and in there. */
+static void collapse_full_body(void)
+{
+	size_t size = partition_value(FN0, "size");
+	char *mem = map_with(size, MADV_NOHUGEPAGE);
+	uint64_t *frames;
+	long spilled;
+
+	for (size_t at = 0; at < size; at += SIZE)
+		fill(mem + at, SIZE, 1);
+	expect_at_least("used", used(FN0), size - PAGE);
+	expect_in("memory", mem, SIZE, IN_A);
+	frames = frames_of(mem, SIZE);
+	spilled = partition_value(FN0, "spilled");
+	madvise(mem, SIZE, MADV_HUGEPAGE);
+	expect_equal("MADV_COLLAPSE", madvise(mem, SIZE, MADV_COLLAPSE) ? errno : 0, EBUSY);
+	expect_huge("bytes of huge pages", mem, 0);
+	expect_unmoved("small pages", mem, SIZE, frames);
+	expect_holds("small pages", mem, SIZE, 1);
+	/* What the function needs to find that out may spill. */
+	expect_at_most("spilled", partition_value(FN0, "spilled"), spilled + MIB);
+}
+
+static void collapse_full(void)
+{
+	bind_to(FN0, "policy=spill");
+	in_function(collapse_full_body);
 	expect_empty("used after its end", FN0);
 }
 
@@ -224,18 +257,49 @@ static long mthp_faults(void)
 	return atol(text);
 }
 
-static void mthp(void)
+static void with_mthp(void (*body)(void), long faults)
 {
 	long before = mthp_faults();
 
 	bind_to(FN0, "");
 	set(THP "enabled", "madvise");
 	set(THP "hugepages-64kB/enabled", "always");
-	in_function(mthp_body);
+	in_function(body);
 	set(THP "hugepages-64kB/enabled", "never");
 	set(THP "enabled", "always");
-	expect_at_least("faults with large folios", mthp_faults() - before, 3 * 15);
+	expect_at_least("faults with large folios", mthp_faults() - before, faults);
 	expect_empty("used after its end", FN0);
+}
+
+static void mthp(void)
+{
+	with_mthp(mthp_body, 3 * 15);
+}
+
+static void mthp_split_body(void)
+{
+	split_free(map_memory(2 * SIZE), 64 * KIB);
+}
+
+static void mthp_split(void)
+{
+	with_mthp(mthp_split_body, 2 * SIZE / (64 * KIB));
+}
+
+static void mthp_collapse_body(void)
+{
+	char *mem = map_memory(SIZE);
+
+	fill(mem, SIZE, 1);
+	expect_folios("pages out of line", mem, SIZE, 16);
+	madvise(mem, SIZE, MADV_HUGEPAGE);
+	expect_equal("MADV_COLLAPSE", madvise(mem, SIZE, MADV_COLLAPSE) ? errno : 0, 0);
+	expect_collapsed(mem);
+}
+
+static void mthp_collapse(void)
+{
+	with_mthp(mthp_collapse_body, SIZE / (64 * KIB));
 }
 
 /* Memory that moves in the address space stays where it is. */
@@ -297,8 +361,11 @@ const struct behaviour huge_cases[] = {
 	{ "thp-split", thp_split },
 	{ "thp-split-free", thp_split_free },
 	{ "collapse", collapse },
+	{ "collapse-full", collapse_full },
 	{ "khugepaged", khugepaged },
 	{ "mthp", mthp },
+	{ "mthp-split", mthp_split },
+	{ "mthp-collapse", mthp_collapse },
 	{ "mremap", mremap_small },
 	{ "mremap-huge", mremap_huge },
 	{ NULL, NULL },

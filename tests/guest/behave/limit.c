@@ -40,6 +40,8 @@ static void spill(void)
 	finish(pid, 0);
 	close(events.fd);
 	expect_at_least("spilled", partition_value(FN0, "spilled"), SIZE);
+	expect_at_most("spilled", partition_value(FN0, "spilled"), SIZE + 2 * SLACK);
+	expect_equal("events of bindings", event_count(FN0, "bound"), 1);
 	expect_at_least("events of spills", event_count(FN0, "spill"), SIZE / PAGE);
 	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
 	expect_empty("used after its end", FN0);
@@ -207,6 +209,9 @@ static void outside_body(void)
 	expect_in("pages of the file", file, SIZE, OUTSIDE);
 	expect_in("pages of the file, in a private view", private, SIZE, OUTSIDE);
 	expect_in("shared memory", common, SIZE, OUTSIDE);
+	expect_equal("MADV_COLLAPSE", madvise(common, SIZE, MADV_COLLAPSE) ? errno : 0, 0);
+	expect_equal("bytes of huge pages", mapping_value(common, "ShmemPmdMapped"), SIZE);
+	expect_in("shared memory in huge pages", common, SIZE, OUTSIDE);
 	expect_at_most("used, for all of that", used(FN0) - before, MIB);
 	/* A copy is the function's own. */
 	fill(private, SIZE / 2, 3);

@@ -2,7 +2,6 @@
 /* Who goes over all memory: KSM, compaction, NUMA balancing, memory offlining, readers of frames. */
 #include "behave.h"
 
-#include <elf.h>
 #include <sched.h>
 
 #define SIZE (4 * MIB)
@@ -312,26 +311,12 @@ static void frames_churn(void)
 
 /* /proc/kcore: the content of frames in use, and zeroes for those that are free. */
 
-static int open_kcore(uint64_t frame, off_t *at)
+static int must_open_kcore(uint64_t frame, off_t *at)
 {
-	int fd = open("/proc/kcore", O_RDONLY | O_CLOEXEC);
-	Elf64_Ehdr header;
-	Elf64_Phdr part;
+	int fd = open_kcore(frame, at);
 
-	if (fd < 0 || pread(fd, &header, sizeof(header), 0) != sizeof(header))
-		die("/proc/kcore");
-	for (int i = 0; i < header.e_phnum; i++) {
-		off_t where = header.e_phoff + i * sizeof(part);
-
-		if (pread(fd, &part, sizeof(part), where) != sizeof(part))
-			die("/proc/kcore");
-		if (part.p_type == PT_LOAD && part.p_paddr != UINT64_MAX &&
-		    frame * PAGE - part.p_paddr < part.p_filesz) {
-			*at = part.p_offset + frame * PAGE - part.p_paddr;
-			return fd;
-		}
-	}
-	expect(0, "/proc/kcore: expected a part with frame %#lx, found none", (unsigned long)frame);
+	expect(*at, "/proc/kcore: expected a part with frame %#lx, found none",
+	       (unsigned long)frame);
 	return fd;
 }
 
@@ -341,7 +326,7 @@ static void read_kcore(uint64_t first, uint64_t count)
 {
 	char page[PAGE];
 	off_t at = 0;
-	int fd = open_kcore(first, &at);
+	int fd = must_open_kcore(first, &at);
 
 	for (uint64_t i = 0; i < count && at; i++) {
 		if (pread(fd, page, PAGE, at + i * PAGE) != (ssize_t)PAGE)
@@ -366,7 +351,7 @@ static void kcore_body(void)
 		fill(mem + offset, PAGE, offset / PAGE);
 	frames = frames_of(mem, SIZE);
 	for (size_t i = 0; i < SIZE / PAGE; i += 61) {
-		fd = open_kcore(frames[i], &at);
+		fd = must_open_kcore(frames[i], &at);
 		if (pread(fd, page, PAGE, at) != (ssize_t)PAGE)
 			die("/proc/kcore");
 		expect_holds("a page in /proc/kcore", page, PAGE, i);

@@ -1,0 +1,118 @@
+//! What host and guest are told of partitions.
+
+use anyhow::Context;
+use guest_tests::{MIB, Result, until, within};
+use serde_json::json;
+
+use super::{SIZE, add, end, fill, find, is_gone, is_intact, put, reaches, start, vm};
+
+/// A platform's agent in the guest has nothing to poll for.
+#[test]
+fn the_guest_is_told_of_each_step_with_the_hosts_cookie() -> Result<()> {
+    let vm = vm()?;
+    vm.shell(
+        "echo 'test -z \"$PARTITION_ID\" || \
+         echo $ACTION $PARTITION_COOKIE $PARTITION_STATE >> /told' > /tell; (uevent sh /tell &); \
+         while ! grep -q '^[^ ]* 15 .* 00000001 ' /proc/net/netlink; do sleep 0.1; done",
+    )?;
+    add(&vm, "fn-1", "auto")?;
+    start(&vm)?;
+    reaches(&vm, "fn-1", "bound", SIZE)?;
+    end(&vm)?;
+    is_gone(&vm, "fn-1")?;
+    let told = until("the guest to be told of the end", within(30), || {
+        let told = vm.shell("cat /told")?;
+        Ok(told.contains("remove").then_some(told))
+    })?;
+    let steps: Vec<_> = told.lines().map(str::trim).collect();
+    assert_eq!((steps[0], steps[1]), ("add 7 idle", "change 7 active"), "{told}");
+    assert!(steps[steps.len() - 1].starts_with("remove 7"), "{told}");
+    add(&vm, "warm", "manual")?;
+    start(&vm)?;
+    reaches(&vm, "warm", "bound", SIZE)?;
+    end(&vm)?;
+    until("the guest to be told that it is kept", within(30), || {
+        Ok(vm.shell("tail -n 1 /told")?.contains("change 7 idle").then_some(()))
+    })?;
+    vm.power_off_unharmed()
+}
+
+/// An agent asks for a partition ahead of time, and is woken when there is one that it can use:
+/// where the guest has its bookkeeping ready, and where it has to make it first.
+#[test]
+fn who_waits_for_a_partition_has_the_next_that_is_plugged() -> Result<()> {
+    let vm = vm()?;
+    for (id, cookie) in [("prepared", 40), ("not-prepared", 41)] {
+        let file = format!("/cg/{id}/memory.partition");
+        vm.shell(&format!(
+            "mkdir /cg/{id}; (echo auto > {file}; grep cookie {file} > /got{cookie}) & \
+             until grep -q '^State:.S' /proc/$!/status; do sleep 0.1; done"
+        ))?;
+        assert_eq!(vm.shell(&format!("cat {file}; ls / | grep got{cookie} || true"))?, "none");
+        let body = json!({"id": id, "size": SIZE, "cookie": cookie});
+        put(&vm, "vm.add-partition", &body)?.expect(200)?;
+        until("who waits to be woken", within(30), || {
+            let got = vm.shell(&format!("cat /got{cookie} || true"))?;
+            Ok((got == format!("cookie {cookie}")).then_some(()))
+        })?;
+        reaches(&vm, id, "bound", SIZE)?;
+    }
+    vm.power_off_unharmed()
+}
+
+/// What the guest says of it: how much is in use, and the most that was.
+#[test]
+fn what_a_function_uses_is_told_while_it_runs_and_while_it_drains() -> Result<()> {
+    let vm = vm()?;
+    add(&vm, "fn-1", "auto")?;
+    start(&vm)?;
+    let told = |key: &str, least: u64| {
+        until(&format!("{key} to be told"), within(30), || {
+            let one = find(&vm, "fn-1")?.context("no partition")?;
+            let value = one[key].as_u64().unwrap_or(0);
+            anyhow::ensure!(value <= SIZE, "{one}");
+            Ok((value >= least).then_some(()))
+        })
+    };
+    told("used", 200 * MIB)?;
+    let list = vm.memctl("ls")?;
+    let row = list.lines().find(|line| line.starts_with("fn-1")).context("no row")?;
+    let words: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(words[1..6], ["bound", "256", "MiB", "256", "MiB"], "{list}");
+    // Its control group has another partition, or none, and it goes on.
+    vm.shell("echo none > /cg/fn0/memory.partition")?;
+    reaches(&vm, "fn-1", "draining", SIZE)?;
+    told("used", 200 * MIB)?;
+    is_intact(&vm)?;
+    vm.shell("killall -9 hog")?;
+    is_gone(&vm, "fn-1")?;
+
+    add(&vm, "fn-2", "manual")?;
+    start(&vm)?;
+    end(&vm)?;
+    reaches(&vm, "fn-2", "plugged", SIZE)?;
+    let kept = find(&vm, "fn-2")?.context("no partition")?;
+    assert!(kept["used_peak"].as_u64() >= Some(200 * MIB) && kept["used"] == 0, "{kept}");
+    vm.power_off_unharmed()
+}
+
+/// The host is told how much a function has elsewhere.
+#[test]
+fn what_has_no_room_in_a_partition_is_told() -> Result<()> {
+    let vm = vm()?;
+    let body = json!({"id": "small", "size": 64 * MIB});
+    put(&vm, "vm.add-partition", &body)?.expect(200)?;
+    reaches(&vm, "small", "plugged", 64 * MIB)?;
+    vm.shell("echo auto > /cg/fn0/memory.partition")?;
+    fill(&vm, 100)?;
+    until("what spilled to be told", within(30), || {
+        let spilled = find(&vm, "small")?.context("no partition")?["spilled"].as_u64();
+        let spilled = spilled.unwrap_or(0);
+        anyhow::ensure!(spilled < 48 * MIB, "{spilled} bytes of 100 MiB spilled");
+        Ok((spilled >= 36 * MIB).then_some(()))
+    })?;
+    assert!(vm.memctl("ls")?.contains("MiB spilled"));
+    end(&vm)?;
+    is_gone(&vm, "small")?;
+    vm.power_off_unharmed()
+}
