@@ -134,7 +134,8 @@ pub struct Memory {
     pub thp: bool,
     /// Let the host merge equal pages (`MADV_MERGEABLE`).
     pub mergeable: bool,
-    /// Count the memory against the host's overcommit limit (no `MAP_NORESERVE`).
+    /// Count the memory against the host's overcommit limit (no `MAP_NORESERVE`), or reserve its
+    /// huge pages; those of memory that comes and goes are taken when it comes.
     pub reserve: bool,
     /// The host's NUMA node that it is taken from, where one is asked for; it exists.
     pub host_node: Option<u16>,

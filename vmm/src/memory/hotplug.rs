@@ -79,6 +79,8 @@ pub struct HotplugMemory {
     gate: Arc<Gate>,
     readers: Arc<Readers>,
     runs: Arc<Runs>,
+    /// What a failed opening left open, its gate shut, as the host refused to close it again.
+    half_open: Option<Range<usize>>,
 }
 
 impl HotplugMemory {
@@ -94,10 +96,11 @@ impl HotplugMemory {
         Self {
             mapping: Arc::clone(&backed.mapping),
             file: backed.file.clone(),
-            memory: memory.clone(),
+            memory: hotpluggable(memory),
             gate: Arc::new(Gate::closed(block.as_u64().trailing_zeros(), blocks as usize)),
             readers,
             runs,
+            half_open: None,
         }
     }
 
@@ -147,16 +150,29 @@ impl HotplugMemory {
 
     /// Opens closed memory as `memory` says.
     fn open_as(&mut self, range: Range<u64>, memory: &Memory) -> io::Result<()> {
+        self.settle()?;
         self.counted(&range, true, |this| {
             let bytes = bytes(&range);
             this.mapping.open(&bytes, memory, this.file.as_deref())?;
             if let Err(error) = this.mapping.apply(&bytes, memory) {
-                this.close(&bytes).and_then(|()| this.empty(&bytes))?;
+                this.half_open = Some(bytes);
+                if let Err(error) = this.settle() {
+                    log::error!("guest memory at {:#x} does not close: {error}", range.start);
+                }
                 return Err(Error::other(error));
             }
             this.gate.set_bytes(&range, true);
             Ok(())
         })
+    }
+
+    /// Closes what a failed opening left open. The guest should not have it, so nothing else opens
+    /// or closes before.
+    fn settle(&mut self) -> io::Result<()> {
+        let Some(range) = &self.half_open else { return Ok(()) };
+        self.close(range).and_then(|()| self.empty(range))?;
+        self.half_open = None;
+        Ok(())
     }
 }
 
@@ -172,6 +188,7 @@ impl HostBlocks for HotplugMemory {
     }
 
     fn release(&mut self, range: Range<u64>) -> io::Result<()> {
+        self.settle()?;
         self.counted(&range, false, |this| {
             this.gate.set_bytes(&range, false);
             this.readers.wait();
@@ -182,6 +199,18 @@ impl HostBlocks for HotplugMemory {
                 Err(error) => log::error!("guest memory at {:#x} is lost: {error}", range.start),
             })
         })
+    }
+}
+
+/// `memory` for blocks that open one by one. Huge pages are reserved while they are mapped, after
+/// what was there is gone: a pool that is too small would leave a hole. So those that are to be
+/// reserved are taken at once instead, which fails with the mapping in place.
+fn hotpluggable(memory: &Memory) -> Memory {
+    match memory.backing {
+        Backing::Hugetlb { .. } if memory.reserve => {
+            Memory { reserve: false, prefault: true, ..memory.clone() }
+        }
+        _ => memory.clone(),
     }
 }
 

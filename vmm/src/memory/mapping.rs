@@ -1,7 +1,7 @@
 //! Host mappings behind guest RAM.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -22,6 +22,9 @@ const ALIGNMENT: usize = 2 << 20;
 
 /// As many NUMA nodes as Linux can be built for: 1024.
 const NODE_WORDS: usize = 16;
+
+/// Address space and nothing else.
+const BARE: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// A range of host memory, aligned to 2 MiB, unmapped when dropped.
 pub(super) struct Mapping {
@@ -56,15 +59,19 @@ impl Mapping {
         self.address as usize
     }
 
-    /// Makes `range` (bytes from the start) accessible: fresh memory as `memory` asks, or that part
-    /// of `file`. Whatever was there is freed.
+    /// Makes `range` (bytes from the start), which is closed, accessible: fresh memory as `memory`
+    /// asks, or that part of `file`. On failure it is closed still.
     pub(super) fn open(
         &self,
         range: &Range<usize>,
         memory: &Memory,
         file: Option<&File>,
     ) -> io::Result<()> {
-        self.replace(range, libc::PROT_READ | libc::PROT_WRITE, flags(memory, file.is_some()), file)
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = flags(memory, file.is_some()) | libc::MAP_FIXED;
+        self.map(range, prot, flags, file).inspect_err(|_| {
+            self.close_hole(range, &["---"]);
+        })
     }
 
     /// Frees what is private of `range`, and takes what is shared out of reach until it is touched.
@@ -72,14 +79,56 @@ impl Mapping {
         self.advise(range, libc::MADV_DONTNEED)
     }
 
-    /// Makes `range` inaccessible and frees what is still there of what is private.
+    /// Makes `range` inaccessible and frees what is still there of what is private. On failure it is
+    /// as it was.
     pub(super) fn close(&self, range: &Range<usize>) -> io::Result<()> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        self.replace(range, libc::PROT_NONE, flags, None)
+        let closed = self.map(range, libc::PROT_NONE, BARE | libc::MAP_FIXED, None);
+        closed.or_else(|error| match self.close_hole(range, &["---", "rw-"]) {
+            true => Ok(()),
+            false => Err(error),
+        })
     }
 
-    /// Puts other pages behind `range`. On failure the former ones stay.
-    fn replace(
+    /// Closes the hole that a failed call of [`Mapping::map`] may have left in `range`: the kernel
+    /// unmaps what is to be replaced before it knows that it has what comes instead. `before` is how
+    /// the range may have been accessible. Returns whether there was a hole.
+    ///
+    /// The guest can reach a hole, and whatever the monitor's other threads map is put there. So
+    /// without a way to close it, the process ends.
+    fn close_hole(&self, range: &Range<usize>, before: &[&str]) -> bool {
+        match self.map(range, libc::PROT_NONE, BARE | libc::MAP_FIXED_NOREPLACE, None) {
+            Ok(()) => true,
+            Err(_) if range.end > self.size || self.is_mapped(range, before) => false,
+            Err(error) => {
+                log::error!("a hole in guest memory can't be closed; ending the VM: {error}");
+                std::process::abort()
+            }
+        }
+    }
+
+    /// Whether all of `range` is mapped, and accessible in one of these ways (as in
+    /// `/proc/self/maps`).
+    fn is_mapped(&self, range: &Range<usize>, ways: &[&str]) -> bool {
+        let Ok(maps) = File::open("/proc/self/maps") else { return false };
+        let (mut at, end) =
+            (self.address as usize + range.start, self.address as usize + range.end);
+        for line in BufReader::new(maps).lines().map_while(Result::ok) {
+            let Some((area, way)) = parse_area(&line) else { return false };
+            if at >= end {
+                break;
+            }
+            if area.contains(&at) {
+                if !ways.iter().any(|one| way.starts_with(one)) {
+                    return false;
+                }
+                at = area.end;
+            }
+        }
+        at >= end
+    }
+
+    /// Puts other pages behind `range`. After a failure there may be none ([`Mapping::close_hole`]).
+    fn map(
         &self,
         range: &Range<usize>,
         prot: libc::c_int,
@@ -89,15 +138,16 @@ impl Mapping {
         if range.start > range.end || range.end > self.size {
             return Err(ErrorKind::InvalidInput.into());
         }
-        // SAFETY: the range was just checked to lie inside this mapping, which this value owns. No
-        // Rust reference points into it: guest memory is only reached through volatile slices, and
-        // whoever closes a range has first waited for the threads that hold one (`Readers::wait`).
+        // SAFETY: the range was just checked to lie inside this mapping, which this value owns, and
+        // `flags` have one of MAP_FIXED and MAP_FIXED_NOREPLACE. No Rust reference points into it:
+        // guest memory is only reached through volatile slices, and whoever closes a range has
+        // first waited for the threads that hold one (`Readers::wait`).
         let address = unsafe {
             libc::mmap(
                 self.address.wrapping_byte_add(range.start),
                 range.end - range.start,
                 prot,
-                flags | libc::MAP_FIXED,
+                flags,
                 file.map_or(-1, AsRawFd::as_raw_fd),
                 range.start as libc::off_t,
             )
@@ -110,9 +160,8 @@ impl Mapping {
 
     /// Takes `size` bytes of address space and nothing else.
     fn reserve(size: usize) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: without MAP_FIXED the kernel picks a range that nothing uses.
-        let address = unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_NONE, flags, -1, 0) };
+        let address = unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_NONE, BARE, -1, 0) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -207,6 +256,14 @@ impl Drop for Mapping {
             unsafe { libc::munmap(self.address, self.size) };
         }
     }
+}
+
+/// The addresses and the access rights of a line of `/proc/self/maps`.
+fn parse_area(line: &str) -> Option<(Range<usize>, &str)> {
+    let (addresses, rest) = line.split_once(' ')?;
+    let (start, end) = addresses.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    Some((address(start)?..address(end)?, rest))
 }
 
 fn flags(memory: &Memory, file: bool) -> libc::c_int {

@@ -53,7 +53,8 @@ pub struct MemoryConfig {
     pub hugepage_size: Option<u64>,
     /// Fill the page tables before the guest starts.
     pub prefault: bool,
-    /// Count it against the host's overcommit limit.
+    /// Count it against the host's overcommit limit, or reserve its huge pages; those of memory
+    /// that comes and goes are taken when it comes.
     pub reserve: bool,
     /// Ask for transparent huge pages.
     pub thp: bool,

@@ -1,8 +1,12 @@
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use devices::guest_memory::GuestMemory;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
@@ -150,6 +154,43 @@ fn memory_that_cannot_be_filled_stays_closed() {
     memory.write_obj(7u64, at(2)).unwrap_err();
 }
 
+/// How the area with the first byte of `block` is accessible; `None` for a hole.
+fn access(hotplug: &HotplugMemory, block: u64) -> Option<String> {
+    let at = hotplug.mapping.host_address() + (block * BLOCK) as usize;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().find_map(|line| {
+        let (area, rest) = line.split_once(' ')?;
+        let (start, end) = area.split_once('-')?;
+        let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap());
+        (start..end).contains(&at).then(|| rest[..4].to_owned())
+    })
+}
+
+/// The kernel finds a pool too small when it has unmapped what was there: the monitor's next
+/// mapping could have landed in the hole, in the guest's hands.
+#[test]
+fn memory_that_cannot_be_reserved_leaves_no_hole() {
+    // More than any machine has in its pool.
+    let all = 1 << 22;
+    for shared in [false, true] {
+        let (_, mut hotplug) = ram(Backing::Hugetlb { page: Bytes::mib(2), shared }, all);
+        hotplug.memory.reserve = true;
+        hotplug.open(blocks(0..all)).unwrap_err();
+        for block in [0, all / 2, all - 1] {
+            assert_eq!(access(&hotplug, block).as_deref(), Some("---p"), "shared: {shared}");
+        }
+    }
+}
+
+#[test]
+fn huge_pages_to_be_reserved_are_taken_when_they_are_opened() {
+    let memory = Memory { reserve: true, ..Memory::plain() };
+    assert_eq!(hotpluggable(&memory), memory);
+    let huge = Backing::Hugetlb { page: Bytes::mib(2), shared: false };
+    let memory = hotpluggable(&Memory { backing: huge, ..memory });
+    assert!(memory.prefault && !memory.reserve);
+}
+
 /// A file that can be mapped, and no hole be made in it.
 #[test]
 fn memory_whose_file_does_not_shrink_stays_with_the_guest() {
@@ -167,9 +208,17 @@ fn memory_whose_file_does_not_shrink_stays_with_the_guest() {
 
 /// Runs `test` on a thread to which the host refuses a system call, for want of memory.
 fn refusing<T: Send>(call: libc::c_long, test: impl FnOnce() -> T + Send) -> T {
+    refusing_all([(call, vec![])].into(), test)
+}
+
+/// The same for several, or those that are made so.
+fn refusing_all<T: Send>(
+    calls: BTreeMap<libc::c_long, Vec<SeccompRule>>,
+    test: impl FnOnce() -> T + Send,
+) -> T {
     let filtered = || {
         let filter = SeccompFilter::new(
-            [(call, vec![])].into(),
+            calls,
             SeccompAction::Allow,
             SeccompAction::Errno(libc::ENOMEM as u32),
             std::env::consts::ARCH.try_into().unwrap(),
@@ -212,6 +261,29 @@ fn each_call_that_the_host_refuses_leaves_open_what_was_open() {
             hotplug.open(blocks(2..3)).unwrap();
         }
         assert_eq!((hotplug.runs.get(), memory.read_obj::<u64>(at(0)).is_err()), (1, true));
+    }
+}
+
+/// The books say that it is unplugged, so nothing else may move until it is.
+#[test]
+fn memory_that_neither_opens_nor_closes_is_closed_first_thing_later() {
+    for backing in [Backing::Anonymous, Backing::Shared] {
+        let (memory, mut hotplug) = ram(backing, 4);
+        let none = libc::PROT_NONE as u64;
+        let is_none =
+            SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, none).unwrap();
+        let closing = SeccompRule::new(vec![is_none]).unwrap();
+        let calls = [(libc::SYS_madvise, vec![]), (libc::SYS_mmap, vec![closing])].into();
+        refusing_all(calls, || {
+            hotplug.open(blocks(0..1)).unwrap_err();
+            hotplug.open(blocks(2..3)).unwrap_err();
+        });
+        let ways = [0, 2].map(|block| access(&hotplug, block).unwrap());
+        assert!(ways[0].starts_with("rw-") && ways[1] == "---p", "{ways:?}");
+        memory.read_obj::<u64>(at(0)).unwrap_err();
+        hotplug.open(blocks(2..3)).unwrap();
+        assert_eq!(access(&hotplug, 0).as_deref(), Some("---p"));
+        assert_eq!(hotplug.runs.get(), 1);
     }
 }
 
