@@ -14,14 +14,16 @@
 //! and between shutting it and closing the memory every device thread has finished with what it
 //! had been given before ([`Readers`]).
 //!
-//! **Invariant:** at most [`MAX_RUNS`] runs are open, of all devices together, so that a guest that plugs every other block
-//! can't use up the address-space areas the monitor itself needs (65,530 by default).
+//! **Invariant:** at most [`areas::MAX_AREAS`] areas are open, of all devices together, so that a
+//! guest that plugs every other block can't use up the address-space areas the monitor itself needs
+//! (65,530 by default).
+
+mod areas;
 
 use std::fs::File;
-use std::io::{self, Error, ErrorKind};
+use std::io::{self, Error};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use devices::guest_memory::Gate;
 use devices::readers::Readers;
@@ -30,46 +32,10 @@ use memctl::Bytes;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
+pub(super) use self::areas::AreaCount;
+use self::areas::Areas;
 use super::mapping::{Backed, Mapping};
 use crate::machine::spec::{Backing, Memory};
-
-/// Runs of open blocks that a guest may have. Each takes up to two areas.
-const MAX_RUNS: usize = 16_384;
-
-/// How many runs are open, of all devices of a guest.
-#[derive(Debug, Default)]
-pub(super) struct Runs(AtomicUsize);
-
-impl Runs {
-    /// Counts so many more or less.
-    ///
-    /// # Errors
-    /// There would be too many.
-    fn add(&self, delta: isize) -> io::Result<()> {
-        let after = |runs: usize| {
-            let after = runs.checked_add_signed(delta)?;
-            (delta <= 0 || after <= MAX_RUNS).then_some(after)
-        };
-        match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after) {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                let text = format!("more than {MAX_RUNS} separate runs of blocks would be open");
-                Err(Error::new(ErrorKind::QuotaExceeded, text))
-            }
-        }
-    }
-
-    /// Undoes [`Runs::add`].
-    fn take_back(&self, delta: isize) {
-        // Wraps, and so subtracts what is negative.
-        self.0.fetch_sub(delta.cast_unsigned(), Ordering::Relaxed);
-    }
-
-    #[cfg(test)]
-    fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// The host's side of a virtio-mem region. Owned by its device.
 pub struct HotplugMemory {
@@ -78,7 +44,9 @@ pub struct HotplugMemory {
     memory: Memory,
     gate: Arc<Gate>,
     readers: Arc<Readers>,
-    runs: Arc<Runs>,
+    areas: Areas,
+    /// Those of all devices.
+    count: Arc<AreaCount>,
     /// What a failed opening left open, its gate shut, as the host refused to close it again.
     half_open: Option<Range<usize>>,
 }
@@ -90,7 +58,7 @@ impl HotplugMemory {
         memory: &Memory,
         block: Bytes,
         readers: Arc<Readers>,
-        runs: Arc<Runs>,
+        count: Arc<AreaCount>,
     ) -> Self {
         let blocks = backed.mapping.size() as u64 / block.as_u64();
         Self {
@@ -99,7 +67,8 @@ impl HotplugMemory {
             memory: hotpluggable(memory),
             gate: Arc::new(Gate::closed(block.as_u64().trailing_zeros(), blocks as usize)),
             readers,
-            runs,
+            areas: Areas::new(memory.backing),
+            count,
             half_open: None,
         }
     }
@@ -132,20 +101,29 @@ impl HotplugMemory {
         self.mapping.apply(range, &self.memory).map_err(Error::other)
     }
 
-    /// Counts the runs that there are more or less when `range` opens or closes, has `work` done, and
-    /// counts them back when it fails.
+    /// Counts the areas that there are more or less when `range` opens or closes, has `work` done,
+    /// and counts them back when it fails.
     fn counted(
         &mut self,
         range: &Range<u64>,
         open: bool,
         work: impl FnOnce(&mut Self) -> io::Result<()>,
     ) -> io::Result<()> {
-        let is_open = |byte: Option<u64>| byte.is_some_and(|byte| self.gate.allows(byte, 1));
-        let neighbours = [range.start.checked_sub(1), Some(range.end)];
-        let joined = neighbours.into_iter().filter(|&byte| is_open(byte)).count() as isize;
-        let delta = if open { 1 - joined } else { joined - 1 };
-        self.runs.add(delta)?;
-        work(self).inspect_err(|_| self.runs.take_back(delta))
+        if self.areas.are_many()
+            && let Ok(areas) = self.mapping.open_areas()
+        {
+            // They are there, whether there should be so many or not.
+            self.count.take_back(-self.areas.recounted(areas.into_iter()));
+        }
+        let is_open = |byte| self.gate.allows(byte, 1);
+        let change = match open {
+            true => self.areas.opening(range, is_open),
+            false => self.areas.closing(range, is_open),
+        };
+        self.count.add(change.delta)?;
+        work(self).inspect_err(|_| self.count.take_back(change.delta))?;
+        self.areas.commit(change);
+        Ok(())
     }
 
     /// Opens closed memory as `memory` says.
@@ -177,7 +155,7 @@ impl HotplugMemory {
 }
 
 /// # Errors
-/// All calls also fail when more than 16,384 runs would be open, with the same promise.
+/// All calls also fail when more than 16,384 areas would be open, with the same promise.
 impl HostBlocks for HotplugMemory {
     fn open(&mut self, range: Range<u64>) -> io::Result<()> {
         self.open_as(range, &self.memory.clone())

@@ -127,6 +127,23 @@ impl Mapping {
         at >= end
     }
 
+    /// Where the areas start that the kernel has for what is accessible, in bytes from the start.
+    ///
+    /// # Errors
+    /// The host does not say.
+    pub(super) fn open_areas(&self) -> io::Result<Vec<u64>> {
+        let (start, end) = (self.address as usize, self.address as usize + self.size);
+        let mut starts = Vec::new();
+        for line in BufReader::new(File::open("/proc/self/maps")?).lines() {
+            let line = line?;
+            let (area, way) = parse_area(&line).ok_or(ErrorKind::InvalidData)?;
+            if way.starts_with("rw-") && area.start < end && area.end > start {
+                starts.push(area.start.saturating_sub(start) as u64);
+            }
+        }
+        Ok(starts)
+    }
+
     /// Puts other pages behind `range`. After a failure there may be none ([`Mapping::close_hole`]).
     fn map(
         &self,

@@ -72,14 +72,14 @@ pub struct GuestRam {
 /// The host lacks memory, huge pages or an option.
 pub fn allocate(rooms: &[Room], readers: &Arc<Readers>) -> Result<GuestRam, Error> {
     let (mut regions, mut hotplug) = (Vec::with_capacity(rooms.len()), Vec::new());
-    let runs = Arc::default();
+    let count = Arc::default();
     for Room { range, memory, block } in rooms {
         let size = usize::try_from(range.end - range.start).map_err(|_| Error::TooLarge)?;
         let backed = Backed::closed(range.start, size, memory)?;
         let gate = match *block {
             Some(block) => {
-                let (readers, runs) = (Arc::clone(readers), Arc::clone(&runs));
-                let room = HotplugMemory::new(&backed, memory, block, readers, runs);
+                let (readers, count) = (Arc::clone(readers), Arc::clone(&count));
+                let room = HotplugMemory::new(&backed, memory, block, readers, count);
                 let gate = room.gate();
                 hotplug.push(room);
                 Some(gate)

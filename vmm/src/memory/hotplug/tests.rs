@@ -9,6 +9,7 @@ use seccompiler::{
 };
 use vm_memory::{Bytes as _, GuestAddress};
 
+use super::areas::MAX_AREAS;
 use super::*;
 use crate::memory::{GuestRam, Room, allocate};
 
@@ -111,7 +112,7 @@ fn memory_of_a_host_node_that_is_not_there_stays_closed() {
     hotplug.open(blocks(1..2)).unwrap_err();
     hotplug.memory.host_node = None;
     hotplug.open(blocks(1..2)).unwrap();
-    assert_eq!(hotplug.runs.get(), 1);
+    assert_eq!(hotplug.count.get(), 1);
 }
 
 #[test]
@@ -145,7 +146,7 @@ fn memory_that_cannot_be_filled_stays_closed() {
     let (memory, mut hotplug) = ram(huge, all);
     hotplug.memory.prefault = true;
     hotplug.open(blocks(0..all)).unwrap_err();
-    assert_eq!((hotplug.runs.get(), hotplug.gate.allows(0, 1)), (0, false));
+    assert_eq!((hotplug.count.get(), hotplug.gate.allows(0, 1)), (0, false));
     memory.read_obj::<u64>(at(0)).unwrap_err();
     // Bare address space again, which the next open finds as it was.
     hotplug.memory = Memory { backing: Backing::Anonymous, prefault: false, ..hotplug.memory };
@@ -203,7 +204,7 @@ fn memory_whose_file_does_not_shrink_stays_with_the_guest() {
     hotplug.file = file;
     hotplug.release(blocks(0..1)).unwrap();
     memory.read_obj::<u64>(at(0)).unwrap_err();
-    assert_eq!(hotplug.runs.get(), 1);
+    assert_eq!(hotplug.count.get(), 1);
 }
 
 /// Runs `test` on a thread to which the host refuses a system call, for want of memory.
@@ -248,7 +249,7 @@ fn each_call_that_the_host_refuses_leaves_open_what_was_open() {
         let opened = refusing(call, || hotplug.open(blocks(2..3)));
         assert_eq!(opened.is_ok(), opens, "call {call} of {backing:?}: {opened:?}");
         assert_eq!(memory.write_obj(7u64, at(2)).is_ok(), opens);
-        assert_eq!(hotplug.runs.get(), 1 + usize::from(opens));
+        assert_eq!(hotplug.count.get(), 1 + usize::from(opens));
 
         let released = refusing(call, || hotplug.release(blocks(0..1)));
         assert_eq!(released.is_err(), left.is_some(), "call {call} of {backing:?}: {released:?}");
@@ -260,7 +261,7 @@ fn each_call_that_the_host_refuses_leaves_open_what_was_open() {
         if !opens {
             hotplug.open(blocks(2..3)).unwrap();
         }
-        assert_eq!((hotplug.runs.get(), memory.read_obj::<u64>(at(0)).is_err()), (1, true));
+        assert_eq!((hotplug.count.get(), memory.read_obj::<u64>(at(0)).is_err()), (1, true));
     }
 }
 
@@ -283,13 +284,13 @@ fn memory_that_neither_opens_nor_closes_is_closed_first_thing_later() {
         memory.read_obj::<u64>(at(0)).unwrap_err();
         hotplug.open(blocks(2..3)).unwrap();
         assert_eq!(access(&hotplug, 0).as_deref(), Some("---p"));
-        assert_eq!(hotplug.runs.get(), 1);
+        assert_eq!(hotplug.count.get(), 1);
     }
 }
 
 #[test]
 fn a_guest_cannot_use_up_the_address_space_areas_with_all_its_devices() {
-    let half = MAX_RUNS as u64 / 2;
+    let half = MAX_AREAS as u64 / 2;
     let (_, mut devices) = devices(Backing::Anonymous, &[2 * half + 2, 2 * half + 2]);
     let [one, other] = &mut devices[..] else { unreachable!("there are two") };
     for run in 0..half {
@@ -299,29 +300,82 @@ fn a_guest_cannot_use_up_the_address_space_areas_with_all_its_devices() {
     let last = blocks(2 * half..2 * half + 1);
     one.open(last.clone()).unwrap_err();
     other.open(last.clone()).unwrap_err();
-    // Joining two runs of either makes one less, which the other may have.
+    // What joins another is none more, and what goes may come with the other.
     one.open(blocks(1..2)).unwrap();
+    other.open(last.clone()).unwrap_err();
+    one.release(blocks(0..2)).unwrap();
     other.open(last).unwrap();
-    one.release(blocks(1..2)).unwrap_err();
+    one.open(blocks(0..1)).unwrap_err();
 }
 
+/// Runs of open blocks were counted: a guest that filled the gaps between them had as many areas,
+/// and could have as many runs again.
 #[test]
-fn runs_are_counted_whatever_the_order() {
-    let (_, mut hotplug) = ram(Backing::Anonymous, 8);
-    for (range, open, runs) in [
-        (0..2, true, 1),
-        (4..6, true, 2),
-        (2..4, true, 1),
-        (1..2, false, 2),
-        (0..1, false, 1),
-        (3..4, false, 2),
-        (2..3, false, 1),
-        (4..6, false, 0),
+fn areas_are_counted_as_the_kernel_has_them() {
+    let steps = [
+        (0..2, true),
+        (4..6, true),
+        (2..4, true),
+        (6..7, true),
+        (1..2, false),
+        (1..2, true),
+        (0..1, false),
+        (3..5, false),
+        (4..5, true),
+        (3..4, true),
+        (1..7, false),
+    ];
+    let huge = |shared| Backing::Hugetlb { page: Bytes::mib(2), shared };
+    let (of_huge, of_shared) =
+        ([1, 2, 3, 4, 4, 5, 4, 4, 5, 6, 0], [1, 2, 1, 1, 2, 1, 1, 2, 2, 1, 0]);
+    for (backing, counts, kernel) in [
+        (Backing::Shared, of_shared, of_shared),
+        // Not all that was cut is known to be whole again.
+        (Backing::Anonymous, [1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 0], [1, 2, 2, 2, 3, 2, 2, 2, 2, 2, 0]),
+        (huge(false), of_huge, of_huge),
+        (huge(true), of_huge, of_huge),
     ] {
-        match open {
-            true => hotplug.open(blocks(range)).unwrap(),
-            false => hotplug.release(blocks(range)).unwrap(),
+        let (memory, mut hotplug) = ram(backing, 8);
+        let expected = counts.into_iter().zip(kernel);
+        for ((range, open), expected) in steps.iter().cloned().zip(expected) {
+            match open {
+                true => hotplug.open(blocks(range.clone())).unwrap(),
+                false => hotplug.release(blocks(range.clone())).unwrap(),
+            }
+            // The pool may have no huge pages.
+            if open && !matches!(backing, Backing::Hugetlb { .. }) {
+                range.clone().for_each(|block| memory.write_obj(7u64, at(block)).unwrap());
+            }
+            let counted = (hotplug.count.get(), hotplug.mapping.open_areas().unwrap().len());
+            assert_eq!(counted, expected, "{backing:?}: {range:?} open: {open}");
         }
-        assert_eq!(hotplug.runs.get(), runs);
     }
+}
+
+/// Its parts had no pages when it was cut, and each has its own when the gaps are filled.
+#[test]
+fn memory_that_was_cut_before_it_was_touched_is_not_taken_for_whole_again() {
+    let (memory, mut hotplug) = ram(Backing::Anonymous, 32);
+    hotplug.open(blocks(0..32)).unwrap();
+    let odd = || (1..32).step_by(2).map(|block| blocks(block..block + 1));
+    odd().for_each(|range| hotplug.release(range).unwrap());
+    (0..32).step_by(2).for_each(|block| memory.write_obj(7u64, at(block)).unwrap());
+    odd().for_each(|range| hotplug.open(range).unwrap());
+    assert_eq!((hotplug.count.get(), hotplug.mapping.open_areas().unwrap().len()), (16, 16));
+}
+
+/// A guest whose memory comes and goes for months has no more areas than it began with.
+#[test]
+fn what_is_whole_again_is_not_counted_as_cut_for_ever() {
+    let (_, mut hotplug) = ram(Backing::Anonymous, 64);
+    hotplug.areas.recount_at(8);
+    hotplug.open(blocks(0..64)).unwrap();
+    for block in 1..63 {
+        hotplug.release(blocks(block..block + 1)).unwrap();
+        hotplug.open(blocks(block..block + 1)).unwrap();
+        hotplug.areas.recount_at(8);
+    }
+    assert!(hotplug.count.get() <= 10, "{}", hotplug.count.get());
+    hotplug.release(blocks(0..64)).unwrap();
+    assert_eq!(hotplug.count.get(), 0);
 }
