@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::reply::{ApiError, ErrorKind, Reply};
+use super::reply::{ApiError, Reply};
 use super::request::{Control, Request};
 
 /// Where an answer will come from, and what to do when it does not.
@@ -15,13 +15,13 @@ use super::request::{Control, Request};
 pub struct Pending {
     answer: Receiver<Result<Reply, ApiError>>,
     patience: Duration,
-    /// Asked when that is over.
+    /// Asked when that is over, or nobody can answer any more.
     otherwise: Request,
     /// Tells the promise that somebody waits.
     _waiting: Arc<()>,
 }
 
-/// The duty to answer. Any thread may keep it; dropping it tells the client that the VM has gone.
+/// The duty to answer. Any thread may keep it; dropping it tells the client to ask otherwise.
 #[derive(Debug)]
 pub struct Promise {
     answer: SyncSender<Result<Reply, ApiError>>,
@@ -29,8 +29,8 @@ pub struct Promise {
 }
 
 impl Pending {
-    /// An answer that is waited for during `patience`. When it has not come then, `otherwise` is
-    /// asked for the answer; it must be one that is answered at once.
+    /// An answer that is waited for during `patience`. When it has not come then, or the promise was
+    /// dropped, `otherwise` is asked for the answer; it must be one that is answered at once.
     pub fn new(patience: Duration, otherwise: Request) -> (Promise, Self) {
         let (sender, answer) = sync_channel(1);
         let waiting = Arc::new(());
@@ -42,10 +42,8 @@ impl Pending {
     pub(crate) fn wait(self, control: &dyn Control) -> Result<Reply, ApiError> {
         match self.answer.recv_timeout(self.patience) {
             Ok(answer) => answer,
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(ApiError::new(ErrorKind::WrongState, "the VM went away meanwhile"))
-            }
-            Err(RecvTimeoutError::Timeout) => {
+            // The machine has gone, and with it perhaps what the client wanted gone.
+            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {
                 let late = control.call(self.otherwise);
                 // What was waited for may have come while asking; then it counts.
                 self.answer.try_recv().unwrap_or(late)
@@ -72,6 +70,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::api::ErrorKind;
 
     const LONG: Duration = Duration::from_secs(60);
     const SHORT: Duration = Duration::from_millis(5);
@@ -116,10 +115,11 @@ mod tests {
         assert_eq!(message(pending.wait(&Late(Some(promise).into()))), "Done");
     }
 
+    /// It was told as a conflict: but what goes with its machine may be what was to go.
     #[test]
-    fn broken_promise_is_told_at_once() {
+    fn broken_promise_has_another_question_asked_at_once() {
         let (promise, pending) = Pending::new(LONG, Request::Partitions);
         drop(promise);
-        assert_eq!(message(pending.wait(&Late(None.into()))), "the VM went away meanwhile");
+        assert_eq!(message(pending.wait(&Late(None.into()))), "still in use");
     }
 }

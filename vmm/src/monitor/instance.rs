@@ -219,8 +219,13 @@ impl Instance {
     fn reboot(&mut self, state: VmState) -> Result<(), machine::Error> {
         self.events.event("vm", "rebooting", &[]);
         let wishes = self.partition_memory().map(partitions::wishes).unwrap_or_default();
+        let mut unwanted = self.partition_memory().map(partitions::unwanted).unwrap_or_default();
+        unwanted.extend(self.listeners.slots.unwanted());
         self.listeners.slots = Arc::new(self.listeners.slots.renewed());
         // The old machine's memory is given back before the new one's is taken.
+        self.machine = None;
+        let Listeners { waiting, events, .. } = &self.listeners;
+        unwanted.iter().for_each(|one| partitions::ended(one, waiting, events));
         self.end();
         // Where that fails, the VM is shut down, and forgets all of its partitions alike.
         self.boot_to(state, wishes).inspect_err(|_| self.shutdown())?;

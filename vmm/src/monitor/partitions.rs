@@ -182,6 +182,13 @@ pub(super) fn wishes(memory: &MemHandle) -> Vec<Wish> {
     wanted.map(wish).collect()
 }
 
+/// The partitions that are to go, and go with their machine.
+pub(super) fn unwanted(memory: &MemHandle) -> Vec<PartitionView> {
+    let mut all = memory.partitions();
+    all.retain(|one| one.requested == Bytes::ZERO);
+    all
+}
+
 /// Asks the guest of a fresh machine for what its last one was asked for. The host's memory was
 /// promised already.
 pub(super) fn renew(memory: &MemHandle, wishes: Vec<Wish>) {
@@ -227,6 +234,13 @@ pub(super) fn changed(
         None if gone => events.end("partition", "changed", id, &properties),
         _ => events.state("partition", "changed", id, &properties),
     }
+}
+
+/// Tells that a partition went with its machine, as `changed` does. On the monitor's thread.
+pub(super) fn ended(last: &PartitionView, waiting: &Waiting, events: &EventMonitor) {
+    let (state, plugged) = (PartitionState::Absent, Bytes::ZERO);
+    let gone = PartitionView { state, plugged, last_release: None, ..last.clone() };
+    changed(&gone, last.state, waiting, events);
 }
 
 /// Why a removal is not done yet.

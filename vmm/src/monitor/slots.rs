@@ -93,6 +93,13 @@ impl SlotTable {
         Self(Mutex::new(slots))
     }
 
+    /// The partitions that are to go, and go with their machine.
+    pub(super) fn unwanted(&self) -> Vec<PartitionView> {
+        let slots = self.lock();
+        let held = slots.iter().flatten().map(|held| &held.view);
+        held.filter(|view| view.requested == Bytes::ZERO).cloned().collect()
+    }
+
     /// The device of a slot has or wants another amount of memory. On the device's thread, or on
     /// that of who wants it.
     pub(super) fn moved(

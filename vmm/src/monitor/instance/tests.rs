@@ -3,8 +3,12 @@
 use devices::virtio::mem::Mem;
 use memctl::{Cookie, Geometry, Layout, Policy};
 
-use super::super::testing::{Host, VmFiles};
+use std::time::Duration;
+
+use super::super::slots::Moved;
+use super::super::testing::{Host, Nobody, VmFiles};
 use super::*;
+use crate::api::Endpoint;
 use crate::machine::spec::MemDevice;
 
 fn instance(files: &VmFiles) -> Instance {
@@ -45,4 +49,28 @@ fn a_reboot_that_fails_forgets_the_partitions_in_slots_too() {
     assert_eq!(vm.with_slots(|slots| slots.list().len()), 1);
     assert!(vm.reboot(VmState::Running).is_err(), "it has no kernel");
     assert!(vm.with_slots(|slots| slots.list().is_empty()));
+}
+
+/// The client was told of a conflict, and who watches of nothing.
+#[test]
+fn a_partition_that_goes_with_its_machine_is_told_to_who_waits_and_who_watches() {
+    let (files, folder) = (VmFiles::new(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("events");
+    let mut vm = instance(&files);
+    vm.listeners.events = EventMonitor::start(&Endpoint::Path(path.clone())).unwrap();
+    let (name, size) = ("a".parse::<PartitionName>().unwrap(), Bytes::mib(64));
+    let wish = Wish { name: name.clone(), cookie: Cookie(9), size, policy: Policy::default() };
+    vm.with_slots(|slots| slots.add(wish)).unwrap();
+    let Listeners { waiting, slots, events } = &vm.listeners;
+    let moved = Moved { plugged: size, counters: Default::default(), freeing: Duration::ZERO };
+    slots.moved(0, moved, waiting, events);
+    let removal = Removal { name, timeout: Duration::from_secs(60), evacuate: false };
+    let Ok(Reply::Pending(pending)) = vm.with_slots(|slots| slots.remove(&removal)) else {
+        panic!("not waited for")
+    };
+    vm.reboot(VmState::Running).unwrap_err();
+    assert!(matches!(pending.wait(&Nobody), Ok(Reply::Partition(last)) if last.id == "a"));
+    drop(vm);
+    let told = std::fs::read_to_string(path).unwrap();
+    assert!(told.contains(r#""state":"absent""#), "{told}");
 }
