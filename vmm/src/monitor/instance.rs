@@ -218,6 +218,10 @@ impl Instance {
     /// Replaces the machine by a fresh one in `state`, whose guest is asked for the same partitions.
     fn reboot(&mut self, state: VmState) -> Result<(), machine::Error> {
         self.events.event("vm", "rebooting", &[]);
+        // A guest that ran on could give back what is then asked for again.
+        if let Some(machine) = &mut self.machine {
+            machine.pause();
+        }
         let wishes = self.partition_memory().map(partitions::wishes).unwrap_or_default();
         let mut unwanted = self.partition_memory().map(partitions::unwanted).unwrap_or_default();
         unwanted.extend(self.listeners.slots.unwanted());
