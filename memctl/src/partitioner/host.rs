@@ -31,8 +31,8 @@ pub enum HostError {
     TooManyPartitions(u32),
     /// Too few blocks are free, or in more pieces than a partition may have.
     #[error(
-        "no room for {wanted} more in the region, where {free} is free for partitions; make \
-         memory.partitions.size larger when the VM is created"
+        "no room for {wanted} more in the region, where {free} is free for partitions{}",
+        no_room_advice(wanted, free)
     )]
     NoRoom {
         /// What is to be placed.
@@ -54,6 +54,14 @@ pub enum HostError {
     /// No such partition.
     #[error("there is no {0}")]
     Unknown(PartitionId),
+}
+
+fn no_room_advice(wanted: &Bytes, free: &Bytes) -> &'static str {
+    if free < wanted {
+        "; make memory.partitions.size larger when the VM is created"
+    } else {
+        " but is in too many pieces; it comes together as partitions are removed"
+    }
 }
 
 /// What came of a wish to resize.
