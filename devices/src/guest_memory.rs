@@ -23,8 +23,8 @@ use vm_memory::{
 /// All of a guest's RAM. Its set of regions never changes while the machine exists.
 pub type GuestMemory = GuestRegionCollection<Region>;
 
-/// Who is told that the monitor itself was sent to closed memory, with the guest-physical address of
-/// the access. Called on the thread that asked, which may hold a device's lock: it must not wait.
+/// Who is told that the monitor itself was sent to closed memory, with the first guest-physical
+/// address of the access that is closed. Called on the thread that asked, which may hold a device's lock: it must not wait.
 pub type RefusalWatch = Arc<dyn Fn(GuestAddress) + Send + Sync>;
 
 /// One contiguous range of guest-physical RAM and the host mapping behind it.
@@ -86,6 +86,13 @@ impl Region {
     fn is_open(&self, offset: u64, count: usize) -> bool {
         self.gate.as_ref().is_none_or(|gate| gate.allows(offset, count as u64))
     }
+
+    /// The first closed byte among `count` at `offset`, from the region's start. What lies past the
+    /// region's end is nobody's.
+    fn first_closed(&self, offset: u64, count: usize) -> Option<u64> {
+        let end = offset.saturating_add(count as u64).min(self.len());
+        self.gate.as_ref()?.first_closed(offset..end)
+    }
 }
 
 impl fmt::Debug for Region {
@@ -132,8 +139,10 @@ impl GuestMemoryRegion for Region {
         count: usize,
     ) -> Result<VolatileSlice<'_, BS<'_, Self::B>>> {
         if !self.is_open(offset.0, count) {
-            if let Some(watch) = self.watch.get() {
-                watch(GuestAddress(self.start.0 + offset.0));
+            if let (Some(watch), Some(closed)) =
+                (self.watch.get(), self.first_closed(offset.0, count))
+            {
+                watch(GuestAddress(self.start.0 + closed));
             }
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
@@ -184,6 +193,13 @@ impl Gate {
         masks(first as usize, (last - first + 1) as usize).all(|(word, mask)| {
             self.open.get(word).is_some_and(|word| word.load(Ordering::Acquire) & mask == mask)
         })
+    }
+
+    /// The first byte of `range` that lies in a closed block.
+    fn first_closed(&self, range: Range<u64>) -> Option<u64> {
+        let blocks = range.start >> self.block_shift..range.end.div_ceil(1 << self.block_shift);
+        let mut starts = blocks.map(|block| range.start.max(block << self.block_shift));
+        starts.find(|&at| !self.allows(at, 1))
     }
 }
 
@@ -237,6 +253,21 @@ mod tests {
         assert_eq!(heard.load(Ordering::Relaxed), 0);
         memory.write_slice(b"no", GuestAddress(4 * BLOCK + 8)).unwrap_err();
         assert_eq!(heard.load(Ordering::Relaxed), 4 * BLOCK + 8);
+    }
+
+    /// The block that was named was the guest's own, in which a buffer only began.
+    #[test]
+    fn the_watch_hears_where_an_access_meets_a_closed_block() {
+        let memory = gated_memory(&[1, 3]);
+        let heard = Arc::new(AtomicU64::new(0));
+        let watch = Arc::clone(&heard);
+        let region = memory.iter().next().unwrap();
+        region.watch(Arc::new(move |addr| watch.store(addr.0, Ordering::Relaxed)));
+        memory.write_slice(b"no", GuestAddress(3 * BLOCK - 1)).unwrap_err();
+        assert_eq!(heard.swap(0, Ordering::Relaxed), 3 * BLOCK);
+        // What leaves the region has met no closed block of it.
+        region.get_slice(MemoryRegionAddress(4 * BLOCK - 1), 2).unwrap_err();
+        assert_eq!(heard.load(Ordering::Relaxed), 0);
     }
 
     #[test]
