@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use devices::sync::lock;
 
-/// The most lines that wait, beside those that tell of a guest's doing.
+/// The most lines that wait, beside those that tell of an end or of a guest's doing.
 const LINES: usize = 256;
+/// The most lines that wait and tell of an end: all partitions that a VM may have, twice.
+const END_LINES: usize = 2 * 4096;
 /// The most lines that wait and tell of a guest's doing.
 const GUEST_LINES: usize = 256;
 /// Lines about one subject, of one kind, that a guest brings about in one [`PERIOD`].
@@ -30,8 +32,8 @@ pub(super) struct Queue {
 
 struct State {
     lines: VecDeque<Line>,
-    /// Of `lines`, those that tell of a guest's doing.
-    guest_lines: usize,
+    /// How many of `lines` are of which kind.
+    waiting: BTreeMap<Kind, usize>,
     /// How many lines of each kind were told in this period.
     told: BTreeMap<Subject, BTreeMap<&'static str, usize>>,
     held: BTreeMap<Subject, Vec<u8>>,
@@ -42,14 +44,33 @@ struct State {
 
 struct Line {
     text: Vec<u8>,
-    of_guest: bool,
+    kind: Kind,
+}
+
+/// Lines of one kind take no room from those of another.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Plain,
+    End,
+    OfGuest,
+}
+
+impl Kind {
+    /// How many lines of it may wait.
+    fn limit(self) -> usize {
+        match self {
+            Self::Plain => LINES,
+            Self::End => END_LINES,
+            Self::OfGuest => GUEST_LINES,
+        }
+    }
 }
 
 impl Queue {
     pub(super) fn new() -> Self {
         let state = State {
             lines: VecDeque::new(),
-            guest_lines: 0,
+            waiting: BTreeMap::new(),
             told: BTreeMap::new(),
             held: BTreeMap::new(),
             period_end: Instant::now(),
@@ -61,18 +82,19 @@ impl Queue {
 
     /// Adds a line that no guest can bring about as often as it likes.
     pub(super) fn push(&self, text: Vec<u8>) {
-        self.change(|state| state.push(text));
+        self.change(|state| state.push(Kind::Plain, text));
     }
 
     /// Adds a line of kind `event` about `subject`, which a guest may have brought about.
     pub(super) fn push_of_guest(&self, subject: Subject, event: &'static str, text: Vec<u8>) {
         self.change(|state| {
             state.turn(Instant::now());
+            let has_room = state.has_room(Kind::OfGuest);
             let told = state.told.entry(subject.clone()).or_default().entry(event).or_default();
-            if *told < BURST && state.guest_lines < GUEST_LINES {
+            if *told < BURST && has_room {
                 *told += 1;
                 state.held.remove(&subject);
-                state.push_of_guest(text);
+                state.push(Kind::OfGuest, text);
             } else {
                 state.held.insert(subject, text);
             }
@@ -84,7 +106,7 @@ impl Queue {
         self.change(|state| {
             state.told.remove(subject);
             state.held.remove(subject);
-            state.push(text);
+            state.push(Kind::End, text);
         });
     }
 
@@ -101,7 +123,7 @@ impl Queue {
             let now = Instant::now();
             state.turn(now);
             if let Some(line) = state.lines.pop_front() {
-                state.guest_lines -= usize::from(line.of_guest);
+                *state.waiting.entry(line.kind).or_default() -= 1;
                 return Some((line.text, std::mem::take(&mut state.lost)));
             }
             state = match state.held.is_empty() {
@@ -130,17 +152,17 @@ impl Queue {
 }
 
 impl State {
-    fn push(&mut self, text: Vec<u8>) {
-        if self.lines.len() - self.guest_lines < LINES {
-            self.lines.push_back(Line { text, of_guest: false });
+    fn has_room(&self, kind: Kind) -> bool {
+        self.waiting.get(&kind).is_none_or(|&lines| lines < kind.limit())
+    }
+
+    fn push(&mut self, kind: Kind, text: Vec<u8>) {
+        if self.has_room(kind) {
+            *self.waiting.entry(kind).or_default() += 1;
+            self.lines.push_back(Line { text, kind });
         } else {
             self.lost += 1;
         }
-    }
-
-    fn push_of_guest(&mut self, text: Vec<u8>) {
-        self.guest_lines += 1;
-        self.lines.push_back(Line { text, of_guest: true });
     }
 
     /// Begins a new period when one is over; the end of the queue ends the last.
@@ -150,10 +172,10 @@ impl State {
         }
         self.period_end = now + PERIOD;
         self.told.clear();
-        while self.guest_lines < GUEST_LINES
+        while self.has_room(Kind::OfGuest)
             && let Some((_, text)) = self.held.pop_first()
         {
-            self.push_of_guest(text);
+            self.push(Kind::OfGuest, text);
         }
     }
 }
@@ -213,6 +235,21 @@ mod tests {
         assert_eq!(lines.iter().map(|(_, lost)| lost).sum::<u64>(), 0);
         assert_eq!(lines.iter().filter(|(text, _)| text == b"refused").count(), LINES);
         assert_eq!(lines.len(), 2 * GUEST_LINES + LINES, "nothing of the others either");
+    }
+
+    /// A guest that unplugs everything ends all its partitions at once.
+    #[test]
+    fn the_ends_of_all_partitions_are_told_beside_all_else() {
+        let queue = Queue::new();
+        (0..LINES).for_each(|_| queue.push(b"refused".to_vec()));
+        for id in 0..4096 {
+            queue.push_end(&subject(&id.to_string()), b"released".to_vec());
+        }
+        (0..2 * END_LINES).for_each(|_| queue.push_end(&subject(SUBJECT), b"more".to_vec()));
+        queue.close();
+        let lines: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        assert_eq!(lines.iter().filter(|(text, _)| text == b"released").count(), 4096);
+        assert_eq!(lines.len(), LINES + END_LINES, "there is an end to them too");
     }
 
     #[test]
