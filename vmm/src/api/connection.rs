@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use log::debug;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
 
 use super::http::{self, Head, Refusal, Status};
@@ -56,7 +57,8 @@ pub(super) fn serve(slot: &Slot, control: &dyn Control, patience: Patience) -> i
         match connection.receive_request()? {
             Received::Request(head, body) => {
                 let _busy = slot.busy();
-                let (status, json) = routes::serve(control, &head.method, &head.path, &body);
+                let (call, has_gone) = ((&*head.method, &*head.path), || has_gone(stream));
+                let (status, json) = routes::serve(control, call, &body, &has_gone);
                 stream.write_all(&http::response(status, json.as_deref(), head.keep_alive))?;
                 if !head.keep_alive {
                     return Ok(());
@@ -79,6 +81,14 @@ pub(super) fn refuse(mut stream: &UnixStream, refusal: Refusal) -> io::Result<()
     let Refusal(status, problem) = refusal;
     let body = routes::error_body(&[problem]);
     stream.write_all(&http::response(status, Some(&body), false))
+}
+
+/// Whether a client has closed its end. One that only has no more to say still wants its answer.
+fn has_gone(stream: &UnixStream) -> bool {
+    // A hang-up is told without being asked for.
+    let mut ends = [PollFd::new(stream, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut ends, Some(&now)).is_ok() && ends[0].revents().contains(PollFlags::HUP)
 }
 
 /// What came out of waiting for a request.
@@ -189,5 +199,21 @@ impl Connection<'_> {
         let mut chunk = [0; CHUNK];
         while Instant::now() < deadline && self.stream.read(&mut chunk)? != 0 {}
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_has_said_all_is_there_until_it_hangs_up() {
+        let (server, client) = UnixStream::pair().unwrap();
+        assert!(!has_gone(&server));
+        client.shutdown(Shutdown::Write).unwrap();
+        server.shutdown(Shutdown::Read).unwrap();
+        assert!(!has_gone(&server));
+        drop(client);
+        assert!(has_gone(&server));
     }
 }

@@ -5,10 +5,13 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::reply::{ApiError, Reply};
+use super::reply::{ApiError, ErrorKind, Reply};
 use super::request::{Control, Request};
+
+/// How often a waiting thread looks whether its client is still there.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Where an answer will come from, and what to do when it does not.
 #[derive(Debug)]
@@ -38,15 +41,28 @@ impl Pending {
         (promise, Self { answer, patience, otherwise, _waiting: waiting })
     }
 
-    /// Waits for the answer. Called by connection threads.
-    pub(crate) fn wait(self, control: &dyn Control) -> Result<Reply, ApiError> {
-        match self.answer.recv_timeout(self.patience) {
-            Ok(answer) => answer,
-            // The machine has gone, and with it perhaps what the client wanted gone.
-            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {
-                let late = control.call(self.otherwise);
-                // What was waited for may have come while asking; then it counts.
-                self.answer.try_recv().unwrap_or(late)
+    /// Waits for the answer, for as long as the client is there. Called by connection threads.
+    pub(crate) fn wait(
+        self,
+        control: &dyn Control,
+        has_gone: &dyn Fn() -> bool,
+    ) -> Result<Reply, ApiError> {
+        let end = Instant::now() + self.patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.answer.recv_timeout(left.min(LOOK)) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Timeout) if left > LOOK => {
+                    if has_gone() {
+                        return Err(ApiError::new(ErrorKind::WrongState, "the client went away"));
+                    }
+                }
+                // Patience is over; or the machine has gone, and with it perhaps what was to go.
+                Err(_) => {
+                    let late = control.call(self.otherwise);
+                    // What was waited for may have come while asking; then it counts.
+                    return self.answer.try_recv().unwrap_or(late);
+                }
             }
         }
     }
@@ -70,7 +86,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::api::ErrorKind;
 
     const LONG: Duration = Duration::from_secs(60);
     const SHORT: Duration = Duration::from_millis(5);
@@ -97,14 +112,14 @@ mod tests {
         let (promise, pending) = Pending::new(LONG, Request::Partitions);
         assert!(promise.is_awaited());
         let thread = thread::spawn(move || promise.keep(Ok(Reply::Done)));
-        assert_eq!(message(pending.wait(&Late(None.into()))), "Done");
+        assert_eq!(message(pending.wait(&Late(None.into()), &|| false)), "Done");
         thread.join().unwrap();
     }
 
     #[test]
     fn patience_ends_with_another_question() {
         let (promise, pending) = Pending::new(SHORT, Request::Partitions);
-        assert_eq!(message(pending.wait(&Late(None.into()))), "still in use");
+        assert_eq!(message(pending.wait(&Late(None.into()), &|| false)), "still in use");
         assert!(!promise.is_awaited());
         promise.keep(Ok(Reply::Done));
     }
@@ -112,7 +127,7 @@ mod tests {
     #[test]
     fn answer_that_comes_at_the_last_moment_counts() {
         let (promise, pending) = Pending::new(SHORT, Request::Partitions);
-        assert_eq!(message(pending.wait(&Late(Some(promise).into()))), "Done");
+        assert_eq!(message(pending.wait(&Late(Some(promise).into()), &|| false)), "Done");
     }
 
     /// It was told as a conflict: but what goes with its machine may be what was to go.
@@ -120,6 +135,15 @@ mod tests {
     fn broken_promise_has_another_question_asked_at_once() {
         let (promise, pending) = Pending::new(LONG, Request::Partitions);
         drop(promise);
-        assert_eq!(message(pending.wait(&Late(None.into()))), "still in use");
+        assert_eq!(message(pending.wait(&Late(None.into()), &|| false)), "still in use");
+    }
+
+    /// All connections could be kept by clients that had hung up.
+    #[test]
+    fn nobody_waits_for_a_client_that_has_gone() {
+        let (promise, pending) = Pending::new(LONG, Request::Partitions);
+        let start = Instant::now();
+        assert_eq!(message(pending.wait(&Late(None.into()), &|| true)), "the client went away");
+        assert!(start.elapsed() < LONG / 2 && !promise.is_awaited());
     }
 }

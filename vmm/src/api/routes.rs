@@ -68,16 +68,16 @@ fn create(body: &[u8]) -> Result<Request, ApiError> {
     Ok(Request::Create(Box::new(VmConfig::from_json(body)?)))
 }
 
-/// Carries out one call, waiting for an answer that comes later, and returns the status and the
-/// JSON to answer with.
+/// Carries out one call, waiting for an answer that comes later unless the client `has_gone`, and
+/// returns the status and the JSON to answer with.
 pub(super) fn serve(
     control: &dyn Control,
-    method: &str,
-    path: &str,
+    (method, path): (&str, &str),
     body: &[u8],
+    has_gone: &dyn Fn() -> bool,
 ) -> (Status, Option<Vec<u8>>) {
     let result = request(method, path, body).and_then(|request| match control.call(request)? {
-        Reply::Pending(pending) => pending.wait(control),
+        Reply::Pending(pending) => pending.wait(control, has_gone),
         reply => Ok(reply),
     });
     let (status, body) = match result {
@@ -182,7 +182,7 @@ mod tests {
         (method, path, body): (&str, &str, &str),
     ) -> (u16, String, Vec<Request>) {
         let fake = Fake { asked: Mutex::default(), answers: answers.into() };
-        let (status, json) = serve(&fake, method, path, body.as_bytes());
+        let (status, json) = serve(&fake, (method, path), body.as_bytes(), &|| false);
         let json = String::from_utf8(json.unwrap_or_default()).unwrap();
         (status.0, json, fake.asked.into_inner().unwrap())
     }

@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(waiting.lock().len(), 2);
         gone(&views[0]);
         for pending in pending {
-            let Ok(Reply::Partition(reply)) = pending.unwrap().wait(&Nobody) else {
+            let Ok(Reply::Partition(reply)) = pending.unwrap().wait(&Nobody, &|| false) else {
                 panic!("no partition")
             };
             assert!(reply.id == "a" && reply.removal_us.is_some());
@@ -434,7 +434,9 @@ mod tests {
         let Reply::Pending(pending) = partitions.ask_back(&removal("a", 1), &found).unwrap() else {
             panic!("not waited for")
         };
-        let Ok(Reply::Partition(reply)) = pending.wait(&Nobody) else { panic!("no partition") };
+        let Ok(Reply::Partition(reply)) = pending.wait(&Nobody, &|| false) else {
+            panic!("no partition")
+        };
         assert!(reply.state == PartitionState::Absent && reply.removal_us.is_some());
     }
 

@@ -69,7 +69,9 @@ fn a_partition_that_goes_with_its_machine_is_told_to_who_waits_and_who_watches()
         panic!("not waited for")
     };
     vm.reboot(VmState::Running).unwrap_err();
-    assert!(matches!(pending.wait(&Nobody), Ok(Reply::Partition(last)) if last.id == "a"));
+    assert!(
+        matches!(pending.wait(&Nobody, &|| false), Ok(Reply::Partition(last)) if last.id == "a")
+    );
     drop(vm);
     let told = std::fs::read_to_string(path).unwrap();
     assert!(told.contains(r#""state":"absent""#), "{told}");

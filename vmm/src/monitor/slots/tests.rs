@@ -140,7 +140,7 @@ fn a_partition_is_a_node_until_the_guest_has_given_it_back() {
     assert_eq!(rig.states().len(), 1);
     rig.plugs(0, 0);
     assert_eq!(rig.states(), []);
-    let gone = shown(pending.wait(&Nobody));
+    let gone = shown(pending.wait(&Nobody, &|| false));
     assert!(gone.state == PartitionState::Absent && gone.removal_us.is_some());
     assert_eq!((gone.node, gone.number), (Some(1), None));
     assert_eq!((gone.plugs, gone.unplugs, gone.peak), (3, 2, 192 << 20));
@@ -245,7 +245,7 @@ fn a_slot_that_emptied_just_before_it_was_asked_back_again_is_gone() {
     let Reply::Pending(pending) = slots.ask_back(&removal("a", 1), slot, &found).unwrap() else {
         panic!("not waited for")
     };
-    let gone = shown(pending.wait(&Nobody));
+    let gone = shown(pending.wait(&Nobody, &|| false));
     assert!(gone.state == PartitionState::Absent && gone.removal_us.is_some());
 }
 
