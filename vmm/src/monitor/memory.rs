@@ -120,8 +120,8 @@ impl Listeners {
         let Self { events, waiting, slots } = self.clone();
         let id = id.to_owned();
         Box::new(move |event| match (event, slot) {
-            (MemEvent::SharedPlugged { plugged, counters, freeing, .. }, Some(slot)) => {
-                let moved = Moved { plugged, counters, freeing };
+            (MemEvent::SharedPlugged { requested, plugged, counters, freeing }, Some(slot)) => {
+                let moved = Moved { requested, plugged, counters, freeing };
                 slots.moved(slot, moved, &waiting, &events);
             }
             (MemEvent::SharedPlugged { requested, plugged, .. }, None) => {

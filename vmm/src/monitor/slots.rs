@@ -44,6 +44,8 @@ struct Held {
 /// What a slot's device tells when its memory comes or goes.
 #[derive(Clone, Copy)]
 pub(super) struct Moved {
+    /// What the device wants the guest to have.
+    pub(super) requested: Bytes,
     pub(super) plugged: Bytes,
     /// Since the device was made.
     pub(super) counters: Counters,
@@ -165,7 +167,7 @@ impl SlotTable {
 
 impl Held {
     fn take(&mut self, moved: &Moved) {
-        let &Moved { plugged, counters, freeing } = moved;
+        let &Moved { requested, plugged, counters, freeing } = moved;
         let Self { view, before } = self;
         match view.plugged.checked_sub(plugged) {
             // All that came back since something was last plugged is one release.
@@ -185,7 +187,9 @@ impl Held {
         let new = view.state != PartitionState::Plugged;
         // What was wanted when this was told may not be wanted any more.
         view.state = match (view.requested, plugged) {
-            (Bytes::ZERO, Bytes::ZERO) => PartitionState::Absent,
+            (Bytes::ZERO, Bytes::ZERO) if requested == Bytes::ZERO => PartitionState::Absent,
+            // Until the device knows, the guest may plug it again: the slot is not free.
+            (Bytes::ZERO, Bytes::ZERO) => view.state,
             (_, Bytes::ZERO) => PartitionState::Requested,
             (wanted, has) if new && has < wanted => PartitionState::Requested,
             _ => PartitionState::Plugged,

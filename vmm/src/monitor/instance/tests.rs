@@ -62,7 +62,8 @@ fn a_partition_that_goes_with_its_machine_is_told_to_who_waits_and_who_watches()
     let wish = Wish { name: name.clone(), cookie: Cookie(9), size, policy: Policy::default() };
     vm.with_slots(|slots| slots.add(wish)).unwrap();
     let Listeners { waiting, slots, events } = &vm.listeners;
-    let moved = Moved { plugged: size, counters: Default::default(), freeing: Duration::ZERO };
+    let (counters, freeing) = (Default::default(), Duration::ZERO);
+    let moved = Moved { requested: size, plugged: size, counters, freeing };
     slots.moved(0, moved, waiting, events);
     let removal = Removal { name, timeout: Duration::from_secs(60), evacuate: false };
     let Ok(Reply::Pending(pending)) = vm.with_slots(|slots| slots.remove(&removal)) else {

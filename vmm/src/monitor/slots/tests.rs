@@ -64,7 +64,9 @@ impl Rig {
         let Listeners { events, waiting, slots } = &self.listeners;
         let (plugged, freeing) = (Bytes::mib(mib), Duration::from_millis(1));
         let counters = Counters { plugs: 3, unplugs: 2, ..Counters::default() };
-        let moved = Moved { plugged, counters, freeing };
+        let requested = |books: &Partitioner| books.geometry().bytes(books.shared().requested);
+        let requested = self.handles[slot].look(requested);
+        let moved = Moved { requested, plugged, counters, freeing };
         slots.moved(slot, moved, waiting, events);
     }
 
@@ -114,6 +116,23 @@ fn shown(reply: Result<Reply, ApiError>) -> PartitionReply {
 
 fn problem(result: Result<Reply, ApiError>) -> String {
     result.unwrap_err().to_string()
+}
+
+/// The slot was free, and its next partition had memory that it had not asked for.
+#[test]
+fn a_slot_is_not_free_before_its_device_knows_that_nothing_is_wanted() {
+    let rig = Rig::new();
+    rig.slots().add(wish("a", 128)).unwrap();
+    rig.plugs(0, 128);
+    // A removal begins; the guest gives all back and takes some again before the device hears.
+    rig.listeners.slots.set_requested(0, Bytes::ZERO);
+    rig.plugs(0, 0);
+    assert_eq!(rig.states(), [("a".into(), PartitionState::Plugged, 0)]);
+    rig.plugs(0, 64);
+    rig.slots().remove(&removal("a", 0)).unwrap_err();
+    assert_eq!(rig.states(), [("a".into(), PartitionState::Plugged, 64)]);
+    rig.plugs(0, 0);
+    assert!(rig.states().is_empty());
 }
 
 #[test]
