@@ -24,7 +24,8 @@ use vm_memory::{
 pub type GuestMemory = GuestRegionCollection<Region>;
 
 /// Who is told that the monitor itself was sent to closed memory, with the first guest-physical
-/// address of the access that is closed. Called on the thread that asked, which may hold a device's lock: it must not wait.
+/// address of the access that is closed. Called on the thread that asked, which may hold a device's
+/// lock: it must not wait.
 pub type RefusalWatch = Arc<dyn Fn(GuestAddress) + Send + Sync>;
 
 /// One contiguous range of guest-physical RAM and the host mapping behind it.

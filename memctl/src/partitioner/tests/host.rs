@@ -79,13 +79,7 @@ fn more_pieces_than_a_release_can_bear_is_no_room() {
     assert!(matches!(refused, HostError::NoRoom { .. }));
     // A larger region would not be the way out.
     let text = refused.to_string();
-    assert!(
-        text.ends_with(
-            "64 MiB is free for partitions but is in too many pieces; it comes \
-                            together as partitions are removed"
-        ),
-        "{text}"
-    );
+    assert!(text.contains("64 MiB is free for partitions but is in too many pieces"), "{text}");
     let id = add(&mut memory, "x", 16);
     assert_eq!(extents(&memory, id).len(), 16);
 }
