@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::output::Output;
-use crate::patience::within;
+use crate::patience::{until, within};
 
 /// What our guest's shell says when it waits for a command.
 const PROMPT: &str = "tessera# ";
@@ -53,13 +53,18 @@ impl Console {
         })
     }
 
-    /// The console behind a unix socket.
+    /// The console behind a unix socket, which may still have to be made.
     ///
     /// # Errors
-    /// Nobody listens there.
+    /// Nobody comes to listen there.
     pub fn connect(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket)
-            .with_context(|| format!("cannot connect to {}", socket.display()))?;
+        // Whoever makes it listens a moment later.
+        let early = [ErrorKind::NotFound, ErrorKind::ConnectionRefused];
+        let what = format!("somebody to listen at {}", socket.display());
+        let stream = until(&what, within(30), || match UnixStream::connect(socket) {
+            Err(error) if early.contains(&error.kind()) => Ok(None),
+            stream => Ok(Some(stream?)),
+        })?;
         let mut console = Self::new(stream.try_clone()?, stream.try_clone()?)?;
         console.socket = Some(stream);
         Ok(console)

@@ -57,9 +57,7 @@ fn serial_sockets_and_console_terminals_take_clients_as_they_come() -> Result<()
         .set("serial", serde_json::json!({ "mode": "Socket", "socket": socket }))
         .set("console.mode", "Pty");
     let mut vm = Vm::from(config).boot()?;
-    let serial = until("the serial port's socket", within(30), || {
-        Ok(socket.exists().then(|| Console::connect(&socket)))
-    })??;
+    let serial = Console::connect(&socket)?;
     assert_eq!(serial.shell("tty")?, "/dev/ttyS0");
     serial.shell("( setsid -c sh < /dev/hvc0 > /dev/hvc0 2>&1 & )")?;
     let path = pty(&vm, "console")?;
