@@ -109,22 +109,15 @@ impl Mapping {
     /// Whether all of `range` is mapped, and accessible in one of these ways (as in
     /// `/proc/self/maps`).
     fn is_mapped(&self, range: &Range<usize>, ways: &[&str]) -> bool {
-        let Ok(maps) = File::open("/proc/self/maps") else { return false };
-        let (mut at, end) =
-            (self.address as usize + range.start, self.address as usize + range.end);
-        for line in BufReader::new(maps).lines().map_while(Result::ok) {
-            let Some((area, way)) = parse_area(&line) else { return false };
-            if at >= end {
-                break;
+        let Ok(areas) = self.areas(range) else { return false };
+        let mut at = range.start;
+        for (area, way) in areas {
+            if area.start > at || !ways.contains(&way.as_str()) {
+                return false;
             }
-            if area.contains(&at) {
-                if !ways.iter().any(|one| way.starts_with(one)) {
-                    return false;
-                }
-                at = area.end;
-            }
+            at = area.end;
         }
-        at >= end
+        at >= range.end
     }
 
     /// Where the areas start that the kernel has for what is accessible, in bytes from the start.
@@ -132,16 +125,25 @@ impl Mapping {
     /// # Errors
     /// The host does not say.
     pub(super) fn open_areas(&self) -> io::Result<Vec<u64>> {
-        let (start, end) = (self.address as usize, self.address as usize + self.size);
-        let mut starts = Vec::new();
+        let areas = self.areas(&(0..self.size))?;
+        let open = areas.into_iter().filter(|(_, way)| way == "rw-");
+        Ok(open.map(|(area, _)| area.start as u64).collect())
+    }
+
+    /// The areas that the kernel has in `range`, and how each is accessible, in ascending order.
+    fn areas(&self, range: &Range<usize>) -> io::Result<Vec<(Range<usize>, String)>> {
+        let host = self.address as usize + range.start..self.address as usize + range.end;
+        let mut areas = Vec::new();
         for line in BufReader::new(File::open("/proc/self/maps")?).lines() {
             let line = line?;
             let (area, way) = parse_area(&line).ok_or(ErrorKind::InvalidData)?;
-            if way.starts_with("rw-") && area.start < end && area.end > start {
-                starts.push(area.start.saturating_sub(start) as u64);
+            if area.start < host.end && area.end > host.start {
+                let start = area.start.max(host.start) - self.address as usize;
+                let end = area.end.min(host.end) - self.address as usize;
+                areas.push((start..end, way.to_owned()));
             }
         }
-        Ok(starts)
+        Ok(areas)
     }
 
     /// Puts other pages behind `range`. After a failure there may be none ([`Mapping::close_hole`]).
@@ -275,12 +277,12 @@ impl Drop for Mapping {
     }
 }
 
-/// The addresses and the access rights of a line of `/proc/self/maps`.
+/// The addresses of a line of `/proc/self/maps`, and how they are accessible, as in "rw-".
 fn parse_area(line: &str) -> Option<(Range<usize>, &str)> {
     let (addresses, rest) = line.split_once(' ')?;
     let (start, end) = addresses.split_once('-')?;
     let address = |text| usize::from_str_radix(text, 16).ok();
-    Some((address(start)?..address(end)?, rest))
+    Some((address(start)?..address(end)?, rest.get(..3)?))
 }
 
 fn flags(memory: &Memory, file: bool) -> libc::c_int {
