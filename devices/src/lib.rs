@@ -8,6 +8,9 @@
 //! - [`guest_memory`]: guest RAM as devices may touch it.
 //! - [`lifecycle`]: pause and resume, the same for all.
 //! - [`pci`]: configuration space, MSI-X, the root bus.
+//! - [`platform`]: power registers and the clock.
+//! - [`readers`]: who may be reading guest memory that is about to close.
+//! - [`serial`]: the serial port.
 //! - [`sync`]: locks that outlive a panic.
 //! - [`virtio`]: the transport, written once, and one folder per device.
 #![forbid(unsafe_code)]

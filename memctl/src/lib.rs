@@ -21,7 +21,7 @@ pub use partition::{
     PartitionName, PartitionState, Policy, Watch,
 };
 pub use partitioner::{
-    Answer, Broken, HostError, Layout, Mode, Owner, Partitioner, Plug, PlugState, Refusal, Removal,
-    Resize, Unplug,
+    Answer, Broken, HostError, Layout, Mode, Owner, Partitioner, Plug, PlugState, Refusal, Resize,
+    Unplug,
 };
 pub use units::{Bytes, ParseBytesError};

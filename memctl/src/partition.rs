@@ -29,6 +29,11 @@ use crate::blocks::{BlockRange, Blocks};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartitionId(pub u32);
 
+impl PartitionId {
+    /// No partition's number.
+    pub const NONE: Self = Self(0);
+}
+
 impl fmt::Display for PartitionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "partition {}", self.0)
@@ -41,10 +46,13 @@ pub struct Cookie(pub u64);
 
 /// A text that names no partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a name; use 1 to {max} ASCII letters, digits, dots, dashes, underscores", max = PartitionName::MAX)]
+#[error(
+    "not a name; use 1 to {max} ASCII letters, digits, dots, dashes, underscores",
+    max = PartitionName::MAX
+)]
 pub struct NameError;
 
-/// The host's name of a partition, such as `fn-7`. Cheap to copy.
+/// The host's name of a partition, such as `fn-7`. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartitionName(Arc<str>);
 
@@ -82,10 +90,6 @@ pub struct Counters {
     pub plugs: u64,
     /// Runs of blocks booked as unplugged.
     pub unplugs: u64,
-    /// Blocks plugged in all.
-    pub blocks_plugged: Blocks,
-    /// Blocks unplugged in all.
-    pub blocks_unplugged: Blocks,
 }
 
 /// The sizes of one owner: a partition, or the shared memory.
@@ -114,7 +118,6 @@ impl Account {
         self.plugged += count;
         self.peak = self.peak.max(self.plugged);
         self.counters.plugs = self.counters.plugs.saturating_add(1);
-        self.counters.blocks_plugged += count;
     }
 
     pub(crate) fn unplug(&mut self, count: Blocks, took: Option<Duration>) {
@@ -123,7 +126,6 @@ impl Account {
             (self.last_release, self.last_released) = (took, count);
         }
         self.counters.unplugs = self.counters.unplugs.saturating_add(1);
-        self.counters.blocks_unplugged += count;
     }
 
     /// What the host has promised: what it wants the owner to have, or what it cannot take away.

@@ -145,7 +145,7 @@ fn changes_are_asked_for_with_the_apis_fields() {
             "fn-7: added, requested, 0 bytes of 512 MiB plugged; the guest calls it 3\n",
         ),
         (
-            "add fn-7 --size 512M --keep",
+            "add fn-7 --size 512M --release manual",
             "vm.add-partition",
             json!({"id": "fn-7", "size": 512 << 20, "cookie": 0, "prefault": false,
                    "release": "manual"}),

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 when the guest powered off or the monitor was asked to end, 1 for a run-time
 //! error, 2 for wrong usage.
+#![forbid(unsafe_code)]
 
 use std::env;
 use std::fs::File;

@@ -109,14 +109,20 @@ impl VirtQueue {
         }
     }
 
+    /// [`VirtQueue::serve`], after which the driver is interrupted if there is a reason to.
+    pub fn drain(&mut self, more: impl Fn() -> bool, serve: impl FnMut(Chain) -> Option<u32>) {
+        self.serve(more, serve);
+        self.notify();
+    }
+
     /// Serves the queue until it is empty: `serve` gets each chain and returns the bytes written,
     /// or `None` when it will call [`VirtQueue::complete`] later. Doorbells are off meanwhile, and
-    /// the driver is interrupted at most once.
+    /// interrupts are left to [`VirtQueue::notify`].
     ///
     /// A driver that adds buffers as fast as they are served gets one ring's worth per call, and less
     /// when `more` says no after a chain: the next waits until the thread has looked at its other
     /// events, its end included.
-    pub fn drain(&mut self, more: impl Fn() -> bool, mut serve: impl FnMut(Chain) -> Option<u32>) {
+    pub fn serve(&mut self, more: impl Fn() -> bool, mut serve: impl FnMut(Chain) -> Option<u32>) {
         let mut budget = self.queue.size();
         loop {
             self.set_doorbell(false);
@@ -138,7 +144,6 @@ impl VirtQueue {
                 break;
             }
         }
-        self.notify();
     }
 
     /// Rings the doorbell in the driver's place, so that the thread comes back after it has looked at

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use memctl::{Bytes, PartitionName};
+use serde::Serialize;
 
 /// The shortest time between two looks at the VM: a shorter one would only load the monitor.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
@@ -82,12 +83,23 @@ pub(crate) struct Add {
     /// Back it with memory before the guest gets it
     #[arg(long)]
     pub(crate) prefault: bool,
-    /// When it is empty, have the guest keep it, warm, until it is removed
-    #[arg(long)]
-    pub(crate) keep: bool,
+    /// Whether it goes by itself when it is empty, or the guest keeps it, warm, until it is removed
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) release: Release,
     /// Wait until the guest has it, but no longer than this, such as 5s
     #[arg(long, value_parser = time, value_name = "TIME")]
     pub(crate) wait: Option<Duration>,
+}
+
+/// What becomes of a partition that is empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Release {
+    /// It goes by itself.
+    #[default]
+    Auto,
+    /// It stays until it is removed.
+    Manual,
 }
 
 /// Arguments of `rm`.
@@ -189,7 +201,7 @@ mod tests {
         assert_eq!(cli.socket(), PathBuf::from("s"));
         let Command::Add(add) = cli.command else { panic!("{cli:?}") };
         assert_eq!((add.id.as_str(), add.size, add.cookie), ("fn-7", Bytes::mib(512), 9));
-        assert!(add.prefault && !add.keep && !cli.json);
+        assert!(add.prefault && add.release == Release::Auto && !cli.json);
         let cli = parsed("memctl rm fn-7 --evacuate --json --api-socket s").unwrap();
         let Command::Rm(remove) = cli.command else { panic!("{cli:?}") };
         assert_eq!((remove.timeout, remove.evacuate), (Duration::from_secs(5), true));

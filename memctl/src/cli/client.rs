@@ -151,8 +151,8 @@ fn refusal_advice(call: &str, status: u16, said: &str) -> Option<&'static str> {
             Some("this monitor knows no partitions; use Tessera, as new as this memctl")
         }
         ("vm.resize-partition" | "vm.remove-partition", 404) => Some(
-            "`memctl ls` shows the partitions that there are; one with release auto, as without \
-             --keep, goes by itself when its function has ended",
+            "`memctl ls` shows the partitions that there are; one with release auto goes by \
+             itself when its function has ended",
         ),
         _ if not_back_yet(call, status, said) => Some(
             "it stays asked for, and is carried out when nothing of it is in use any more; \

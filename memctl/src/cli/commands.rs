@@ -63,7 +63,7 @@ impl Failure {
             }
             Self::Gone(_) => Some(
                 "somebody removed it, or its function has ended already: what is added without \
-                 --keep goes by itself then"
+                 `--release manual` goes by itself then"
                     .into(),
             ),
             Self::NoTerminal => Some("use `memctl ls`, or `memctl --json top`".into()),
@@ -104,10 +104,10 @@ fn list(client: &Client, json: bool) -> Result<(), Failure> {
 }
 
 fn add(client: &Client, args: &Add, json: bool) -> Result<(), Failure> {
-    let &Add { ref id, size, cookie, prefault, keep, wait } = args;
+    let &Add { ref id, size, cookie, prefault, release, wait } = args;
     let body = json!({
         "id": id.as_str(), "size": size.as_u64(), "prefault": prefault, "cookie": cookie,
-        "release": if keep { "manual" } else { "auto" },
+        "release": release,
     });
     let reply = client.put("vm.add-partition", &body, PATIENCE)?;
     let reply = waited(client, id, reply, wait)?;

@@ -73,19 +73,9 @@ pub enum Resize {
     Changed,
 }
 
-/// What came of a wish to remove.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    /// Nothing of it was plugged: it is gone.
-    Gone,
-    /// The guest must give it back first.
-    Asked,
-}
-
 impl Partitioner {
-    /// Reserves blocks for a new partition, with which `policy` wants more done than its size says.
-    /// The guest has to be told. `host_free` is what the host
-    /// can still give, `None` to promise more than it has.
+    /// Reserves blocks for a new partition; the guest has to be told. `policy` says what else is
+    /// wanted of it. `host_free` is what the host can still give, `None` to promise more than that.
     ///
     /// # Errors
     /// [`HostError`]; nothing has changed.
@@ -160,15 +150,16 @@ impl Partitioner {
         Ok(Resize::Changed)
     }
 
-    /// Wants a partition back. Asking again changes nothing.
+    /// Wants a partition back; one of which nothing was plugged is gone. Asking again changes nothing.
     ///
     /// # Errors
     /// [`HostError::Unknown`] only.
-    pub fn remove(&mut self, id: PartitionId, watch: &mut Watch<'_>) -> Result<Removal, HostError> {
+    pub fn remove(&mut self, id: PartitionId, watch: &mut Watch<'_>) -> Result<(), HostError> {
         self.partition(id).ok_or(HostError::Unknown(id))?;
         self.update(id, watch, |partition| partition.account.requested = Blocks::ZERO);
+        self.removed = Some(id);
         self.debug_check();
-        Ok(if self.partition(id).is_some() { Removal::Asked } else { Removal::Gone })
+        Ok(())
     }
 
     /// Wants what is in use in a partition moved elsewhere, once the partition is not wanted: a
@@ -267,7 +258,7 @@ impl Partitioner {
     /// The next number that no partition has. Ends, as there are fewer partitions than numbers.
     fn next_free_id(&self) -> PartitionId {
         let mut id = PartitionId(self.next_id);
-        while self.partitions.contains_key(&id) {
+        while id == PartitionId::NONE || self.partitions.contains_key(&id) {
             id.0 = id.0.wrapping_add(1);
         }
         id

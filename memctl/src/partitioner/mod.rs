@@ -18,8 +18,8 @@
 //!
 //! A guest without the channel plugs either by address: any unplugged block below the usable size,
 //! lowest first on Linux, and every block is booked to whom it belongs: the partition whose extent
-//! it is in, or else shared memory. It is not refused for a block that nobody asked for as long as the sum
-//! fits: the Linux driver would ask for the same block again, for ever or after a minute. What keeps
+//! it is in, or else shared memory. It is not refused for a block that nobody asked for as long as the
+//! sum fits: the Linux driver would ask for the same block again, for ever or after a minute. What keeps
 //! shared blocks out of the partition area is the usable size, which ends after the last partition.
 //! Blocks that stray into a gap between partitions are booked as shared and avoided by placement,
 //! until the guest unplugs them.
@@ -50,7 +50,7 @@ use std::collections::BTreeMap;
 
 pub use check::Broken;
 pub use guest::{Answer, PlugState, Refusal};
-pub use host::{HostError, Removal, Resize};
+pub use host::{HostError, Resize};
 pub use plan::{Plug, Unplug};
 
 use crate::Bytes;
@@ -124,6 +124,8 @@ pub struct Partitioner {
     usable: Blocks,
     prepare: Blocks,
     generation: u32,
+    /// The partition that was removed last, which may be gone by now.
+    removed: Option<PartitionId>,
     next_id: u32,
 }
 
@@ -146,6 +148,7 @@ impl Partitioner {
             usable: Blocks::ZERO,
             prepare: Blocks::ZERO,
             generation: 0,
+            removed: None,
             next_id: 1,
         };
         made.usable = made.least_usable();
@@ -193,6 +196,12 @@ impl Partitioner {
     /// configuration interrupt is due when a call has changed this.
     pub fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// The device's `part_back`: of the partitions that the host wants back, the one that it asked
+    /// for last. O(log partitions).
+    pub fn wanted_back(&self) -> Option<PartitionId> {
+        self.removed.filter(|id| self.partition(*id).is_some_and(|one| !one.wanted()))
     }
 
     /// The account of the shared memory.

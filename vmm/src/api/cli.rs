@@ -57,7 +57,8 @@ pub struct Cli {
     cpus: Option<String>,
     /// size=512M,shared=off,hugepages=off,hugepage_size=,prefault=off,thp=on,mergeable=off,
     /// reserve=off,hotplug_method=acpi|virtio-mem (acpi adds none),hotplug_size=,hotplugged_size=,
-    /// partitions=SIZE|[mode=channel,size=,max=64,prepare=,slots=,slot_size=],overcommit=off,refused_access=stop
+    /// partitions=SIZE|[mode=channel,size=,max=64,prepare=,slots=,slot_size=],overcommit=off,
+    /// refused_access=stop
     #[arg(long, value_name = "KEYS", requires = "payload")]
     memory: Option<String>,
     /// id=,size=,shared=off,hugepages=off,hugepage_size=,host_numa_node=,hotplug_size=,

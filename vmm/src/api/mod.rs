@@ -31,9 +31,6 @@ pub use events::EventMonitor;
 pub use launch::Launch;
 pub use pending::{Pending, Promise};
 pub use regions::{ExtentReply, PartitionReply, RegionReply, SharedReply, micros};
-pub use reply::{
-    ApiError, Counters, DeviceNode, ErrorKind, InfoReply, PciBarType, PingReply, Reply, Resource,
-    VmState,
-};
+pub use reply::{ApiError, Counters, DeviceNode, ErrorKind, InfoReply, PingReply, Reply, VmState};
 pub use request::{Control, Request};
 pub use server::{Server, ServerError};

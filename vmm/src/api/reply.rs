@@ -86,8 +86,8 @@ pub enum VmState {
 pub struct DeviceNode {
     /// Identifier, equal to its key in the tree.
     pub id: String,
-    /// What it occupies.
-    pub resources: Vec<Resource>,
+    /// Always empty; Cloud Hypervisor's clients expect the field.
+    pub resources: [(); 0],
     /// The device it hangs on.
     pub parent: Option<String>,
     /// The devices that hang on it.
@@ -97,35 +97,6 @@ pub struct DeviceNode {
     /// The memory that comes and goes through it. Cloud Hypervisor shows nothing of the kind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<RegionReply>,
-}
-
-/// What a device occupies in the machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub enum Resource {
-    /// A window of guest-physical addresses.
-    PciBar {
-        /// Number of the base address register.
-        index: usize,
-        /// First address.
-        base: u64,
-        /// Length in bytes.
-        size: u64,
-        /// Kind of window.
-        type_: PciBarType,
-        /// Whether reads have no side effects.
-        prefetchable: bool,
-    },
-}
-
-/// Kind of a PCI window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum PciBarType {
-    /// Ports.
-    Io,
-    /// Memory below 4 GiB.
-    Mmio32,
-    /// Memory anywhere.
-    Mmio64,
 }
 
 /// Counters by device id, then by name.
@@ -219,16 +190,8 @@ mod tests {
 
     #[test]
     fn info_has_the_shape_clients_parse() {
-        let resource = Resource::PciBar {
-            index: 0,
-            base: 0x1000,
-            size: 0x4000,
-            type_: PciBarType::Mmio64,
-            prefetchable: false,
-        };
         let node = DeviceNode {
             id: "_disk0".into(),
-            resources: vec![resource],
             pci_bdf: Some("0000:00:01.0".into()),
             ..DeviceNode::default()
         };
@@ -246,8 +209,7 @@ mod tests {
             json["device_tree"]["_disk0"],
             serde_json::json!({
                 "id": "_disk0",
-                "resources": [{"PciBar": {"index": 0, "base": 4096, "size": 16384,
-                                          "type_": "Mmio64", "prefetchable": false}}],
+                "resources": [],
                 "parent": null,
                 "children": [],
                 "pci_bdf": "0000:00:01.0",

@@ -180,7 +180,10 @@ impl Acceptor {
             Ok(slot) => slot,
             Err(stream) => {
                 stream.set_nonblocking(true)?;
-                let refusal = Refusal(Status::UNAVAILABLE, "too many calls at a time");
+                let refusal = Refusal(
+                    Status::UNAVAILABLE,
+                    "too many calls at a time; try again when one has ended",
+                );
                 // There is room in a fresh socket; a client that has gone needs no answer.
                 let _ = connection::refuse(&stream, refusal);
                 return Ok(());

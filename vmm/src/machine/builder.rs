@@ -27,10 +27,11 @@ use super::spec::{self, Node, Role, Spec};
 use super::table::{Attached, Model, SerialEvents, Table};
 use super::{Error, Machine, Signals};
 use crate::arch::x86_64::{acpi, boot, layout, registers, reset_vector};
+use crate::disk;
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::vcpu::{Buses, VcpuState, Vcpus};
 use crate::kvm::{Vm, VmHandle};
-use crate::memory::{self, GuestRam, HotplugMemory, Room, disk};
+use crate::memory::{self, GuestRam, HotplugMemory, Room};
 
 /// What a machine's serial port and console are connected to. Opened before the first boot and kept
 /// over reboots, so that a pseudo-terminal's client stays connected.

@@ -15,8 +15,6 @@ use std::path::PathBuf;
 
 use memctl::Bytes;
 
-/// Identifier of the serial port in the device tree.
-pub const SERIAL_ID: &str = "__serial";
 /// Identifier of the virtio console in the device tree.
 pub const CONSOLE_ID: &str = "__console";
 /// Identifier of the entropy device in the device tree.
@@ -34,7 +32,7 @@ pub struct Spec {
     /// Memory that comes and goes while the VM runs, in the order of its addresses.
     pub mem_devices: Vec<MemDevice>,
     /// What becomes of the VM when it reaches for closed memory.
-    pub refused_access: RefusedAccess,
+    pub refused_access: OnRefusedAccess,
     /// NUMA nodes, each number once. Empty where the guest knows of none; else each zone and each
     /// vCPU is in one.
     pub nodes: Vec<Node>,
@@ -51,8 +49,6 @@ pub struct Spec {
     pub disks: Vec<Disk>,
     /// The entropy device, which every VM has.
     pub rng: Rng,
-    /// Identity shown in SMBIOS.
-    pub platform: Platform,
 }
 
 impl Spec {
@@ -212,7 +208,7 @@ pub enum Role {
 
 /// What becomes of a VM that reaches, or sends a device, to memory it does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusedAccess {
+pub enum OnRefusedAccess {
     /// It ends with that error.
     Stop,
     /// It goes on if it can.
@@ -304,17 +300,6 @@ pub struct Disk {
 pub struct Rng {
     /// Where entropy comes from; could be opened.
     pub src: PathBuf,
-}
-
-/// Identity for the guest's SMBIOS tables; empty where not given.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Platform {
-    /// System serial number.
-    pub serial_number: String,
-    /// System UUID as text.
-    pub uuid: String,
-    /// OEM strings, in order.
-    pub oem_strings: Vec<String>,
 }
 
 /// A configuration that no machine can be built from. One line per problem: the JSON path of the

@@ -35,7 +35,8 @@ pub(super) struct Mapping {
 // SAFETY: the pointer is only the name of a range of address space that this struct alone unmaps;
 // nothing is read or written through it.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; a shared reference offers no operation at all.
+// SAFETY: as above; what a shared reference offers is system calls, which the kernel serialises, and
+// who closes a range has waited for its readers before (`devices::readers`).
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -270,7 +271,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.size > 0 {
-            // SAFETY: the range was mapped by `new` or `reserve`, is owned by this value alone,
+            // SAFETY: the range was mapped by `reserve`, is owned by this value alone,
             // and a Region keeps its Mapping alive for as long as anything can name its memory.
             unsafe { libc::munmap(self.address, self.size) };
         }
@@ -320,7 +321,7 @@ fn backing_file(size: usize, memory: &Memory) -> io::Result<Option<File>> {
     Ok(Some(file))
 }
 
-/// Maps guest RAM at the guest-physical address `start`.
+/// Address space for guest RAM at the guest-physical address `start`, and the file behind it.
 pub(super) struct Backed {
     pub(super) mapping: Arc<Mapping>,
     pub(super) file: Option<Arc<File>>,

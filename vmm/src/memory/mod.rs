@@ -4,7 +4,6 @@
 //! modulo 2 MiB. A [`Region`](devices::guest_memory::Region) owns its mapping, so memory outlives
 //! every device, queue and KVM slot that can name it.
 
-pub mod disk;
 mod host;
 mod hotplug;
 mod mapping;

@@ -85,7 +85,8 @@ fn plugged_size(
         return Err(problem(text));
     }
     if !plugged.is_multiple_of(block) {
-        return Err(problem(format!("{plugged} more than at boot is no multiple of {block}")));
+        let text = format!("{plugged} more than at boot is no multiple of {block}; round it");
+        return Err(problem(text));
     }
     Ok(plugged)
 }

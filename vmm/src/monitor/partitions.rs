@@ -254,14 +254,14 @@ pub(super) fn still_there(partition: &PartitionView) -> ApiError {
     ApiError::new(ErrorKind::WrongState, text)
 }
 
-/// Who waits for the end of which partition; no two have a name at a time. Filled by the monitor's
-/// thread, emptied by the device's.
+/// Clients that wait for a removal. A name belongs to one partition at a time. Filled by the
+/// monitor's thread, emptied by the device's.
 #[derive(Default)]
 pub(super) struct Waiting(Mutex<Vec<Waiter>>);
 
 struct Waiter {
     name: PartitionName,
-    /// Another one may be called that by the time that the end of this one is told.
+    /// Tells it from a later partition of that name.
     id: PartitionId,
     since: Instant,
     promise: Promise,

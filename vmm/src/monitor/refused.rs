@@ -55,14 +55,14 @@ impl fmt::Display for RefusedAccess {
 /// Tells of what has gathered. Returns the error that the VM ends with, where it is to.
 pub(super) fn report(
     machine: &Machine,
-    policy: spec::RefusedAccess,
+    policy: spec::OnRefusedAccess,
     events: &EventMonitor,
 ) -> Option<Error> {
     let refusals = machine.refusals().into_iter();
     let accesses: Vec<_> = refusals.filter_map(|one| RefusedAccess::new(machine, one)).collect();
     accesses.iter().for_each(|access| access.tell(events));
     let access = accesses.into_iter().next()?;
-    (policy == spec::RefusedAccess::Stop)
+    (policy == spec::OnRefusedAccess::Stop)
         .then_some(Error::Refused { access: Box::new(access), source: None })
 }
 

@@ -217,7 +217,6 @@ impl Home for Slots<'_> {
             plugged: Bytes::ZERO,
             peak: Bytes::ZERO,
             policy: Policy { keep: true, ..policy },
-            evacuate: false,
             hints: Hints::default(),
             last_release: None,
             last_released: Bytes::ZERO,
@@ -296,7 +295,11 @@ impl Slots<'_> {
         }
         match slots.iter().position(Option::is_none) {
             Some(slot) => Ok(slot),
-            None => conflict(format!("all {} slots are taken", slots.len())),
+            None => conflict(format!(
+                "all {} slots are taken; remove a partition, or make memory.partitions.slots \
+                 larger (16 at most) when the VM is created",
+                slots.len()
+            )),
         }
     }
 

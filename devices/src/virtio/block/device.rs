@@ -1,3 +1,5 @@
+//! The block device (virtio 1.3, 5.2).
+
 use std::io;
 use std::sync::Arc;
 

@@ -1,3 +1,5 @@
+//! The console (virtio 1.3, 5.3).
+
 use std::io;
 use std::sync::{Arc, Mutex};
 

@@ -1,3 +1,5 @@
+//! The console's thread: what goes in, and what comes out.
+
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;

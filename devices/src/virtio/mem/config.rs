@@ -1,6 +1,6 @@
 //! The configuration space of virtio 1.3, 5.15.4, and of docs/partition-channel.md after it.
 
-use memctl::Partitioner;
+use memctl::{PartitionId, Partitioner};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -28,6 +28,9 @@ pub(super) struct Variable {
     part_max: U32,
     part_gen: U32,
     part_prepare: U64,
+    /// 0 is no partition's number.
+    part_back: U32,
+    reserved: U32,
 }
 
 impl Variable {
@@ -43,6 +46,8 @@ impl Variable {
             part_max: partitioner.layout().max_partitions.into(),
             part_gen: partitioner.generation().into(),
             part_prepare: partitioner.prepared_size().as_u64().into(),
+            part_back: partitioner.wanted_back().unwrap_or(PartitionId::NONE).0.into(),
+            reserved: U32::ZERO,
         }
     }
 

@@ -62,8 +62,8 @@ impl Counters {
     /// Requests by type (`malformed` ones have none), answers by code (`unanswered`: the chain had
     /// no room for one), bytes that changed hands, and the microseconds that the host took to open
     /// and to release memory. `releases` counts partitions given back and `released_bytes` what they
-    /// had, which `unplugged_bytes` and `release_us_*` include. `refused` counts requests that no correct driver makes,
-    /// `host_failures` those that were BUSY because the host failed.
+    /// had, which `unplugged_bytes` and `release_us_*` include. `refused` counts requests that no
+    /// correct driver makes, `host_failures` those that were BUSY because the host failed.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         let micros = |(name, ns): (&'static str, &AtomicU64)| (name, get(ns) / 1000);
         let times = [

@@ -1,3 +1,5 @@
+//! The memory device (virtio 1.3, 5.15), and what it offers.
+
 use std::io;
 use std::sync::Arc;
 
@@ -36,8 +38,8 @@ pub struct Mem {
 
 impl Mem {
     /// A device for a region that is used as `layout` says, with nothing plugged and nothing asked
-    /// for. It offers the partition channel if there may be partitions. `node` is the proximity domain of ACPI's SRAT, where the VM has several. `host` has all
-    /// of the region closed.
+    /// for. It offers the partition channel if there may be partitions. `node` is the proximity
+    /// domain of ACPI's SRAT, where the VM has several. `host` has all of the region closed.
     pub fn new(
         layout: Layout,
         node: Option<u16>,

@@ -56,8 +56,6 @@ pub struct PartitionView {
     pub peak: Bytes,
     /// What the host wants done with it.
     pub policy: Policy,
-    /// Whether what is in use is to be moved out of it once it is not wanted.
-    pub evacuate: bool,
     /// What the guest last said of it.
     pub hints: Hints,
     /// How long the host took to free what was last given back of it, in the request that did so;
@@ -83,7 +81,6 @@ impl PartitionView {
             plugged: geometry.bytes(account.plugged),
             peak: geometry.bytes(account.peak),
             policy: partition.policy(),
-            evacuate: partition.evacuate(),
             hints: *partition.hints(),
             last_release: account.last_release,
             last_released: geometry.bytes(account.last_released),

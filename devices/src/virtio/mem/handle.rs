@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use memctl::{
     BlockRange, Blocks, Bytes, Cookie, HostError, Mode, Owner, PartitionId, PartitionName,
-    Partitioner, PlugState, Policy, Removal, Resize,
+    Partitioner, PlugState, Policy, Resize,
 };
 
 use super::event::PartitionView;
@@ -149,7 +149,7 @@ impl MemHandle {
     ///
     /// # Errors
     /// There is no such partition.
-    pub fn remove_partition(&self, id: PartitionId) -> Result<Removal, MemError> {
+    pub fn remove_partition(&self, id: PartitionId) -> Result<(), MemError> {
         self.shared.wish(|partitioner, watch| Ok(partitioner.remove(id, watch)?))
     }
 

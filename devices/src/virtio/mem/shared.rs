@@ -43,7 +43,7 @@ pub(super) struct Negotiated {
 /// 5.15.6). Lock order: `books`, then the configuration space's own; `driver` alone.
 pub(super) struct Shared {
     books: Mutex<Books>,
-    /// Who waits for the books, but for the guest.
+    /// How many threads wait for the books, besides the one that serves the guest.
     callers: AtomicUsize,
     geometry: Geometry,
     config: Arc<ConfigSpace>,

@@ -58,8 +58,10 @@ impl Worker for MemWorker {
         let Self { queue, shared, record, events } = self;
         let memory = Arc::clone(queue.memory());
         let serve = |chain| Some(serve(shared, chain, &memory, record, events));
-        queue.drain(slice(), serve);
+        queue.serve(slice(), serve);
+        // Memory that is back is the host's business first: an interrupt may take the CPU away.
         shared.report(events);
+        queue.notify();
     }
 }
 

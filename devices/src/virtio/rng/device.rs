@@ -1,3 +1,5 @@
+//! The entropy device (virtio 1.3, 5.4).
+
 use std::fs::File;
 use std::io;
 use std::sync::Arc;

@@ -41,7 +41,8 @@ fn plugging_twice_and_releasing_twice_are_errors() {
 fn a_partition_that_is_not_wanted_any_more_is_nacked() {
     let mut memory = channel();
     let waiting = add(&mut memory, "fn-1", 8);
-    assert_eq!(memory.remove(waiting, &mut |_| {}), Ok(Removal::Gone));
+    memory.remove(waiting, &mut |_| {}).unwrap();
+    assert!(memory.partition(waiting).is_none());
     assert_eq!(memory.plan_plug_partition(waiting).unwrap_err().answer(), Answer::Nack);
     let taken = plugged(&mut memory, "fn-2", 8);
     memory.remove(taken, &mut |_| {}).unwrap();
@@ -316,9 +317,9 @@ fn the_highest_number_survives_unplug_all() {
     let mut memory = channel();
     memory.next_id = u32::MAX;
     let (last, first) = (plugged(&mut memory, "fn-1", 1), plugged(&mut memory, "fn-2", 1));
-    assert_eq!((last, first), (PartitionId(u32::MAX), PartitionId(0)));
+    assert_eq!((last, first), (PartitionId(u32::MAX), PartitionId(1)));
     memory.next_id = u32::MAX;
-    assert_eq!(add(&mut memory, "fn-3", 1), PartitionId(1), "numbers in use are passed over");
+    assert_eq!(add(&mut memory, "fn-3", 1), PartitionId(2), "numbers in use are passed over");
     memory.plan_unplug_all().commit(&mut |_| {});
     assert_eq!(state(&memory, last), PartitionState::Requested);
 }

@@ -170,7 +170,7 @@ fn slack_in_more_pieces_than_a_partition_may_have_is_kept() {
 fn a_size_for_a_partition_on_its_way_out_keeps_it() {
     let mut memory = channel();
     let id = plugged(&mut memory, "fn-1", 8);
-    assert_eq!(memory.remove(id, &mut |_| {}), Ok(Removal::Asked));
+    memory.remove(id, &mut |_| {}).unwrap();
     assert!(!memory.partition(id).unwrap().wanted());
     let cancelled = memory.resize(id, Blocks::new(8), Some(Bytes::ZERO), &mut |_| {});
     assert_eq!(cancelled, Ok(Resize::Changed));
@@ -358,4 +358,21 @@ fn the_generation_and_numbers_wrap() {
     (memory.generation, memory.next_id) = (u32::MAX, u32::MAX);
     assert_eq!(add(&mut memory, "last", 1), PartitionId(u32::MAX));
     assert_eq!(memory.generation(), 0);
+    assert_eq!(add(&mut memory, "first", 1), PartitionId(1), "0 is nobody's number");
+}
+
+#[test]
+fn the_last_one_wanted_back_is_known_until_it_is_gone_or_wanted_again() {
+    let mut memory = channel();
+    let [first, second, third] = ["a", "b", "c"].map(|name| plugged(&mut memory, name, 4));
+    assert_eq!(memory.wanted_back(), None);
+    memory.remove(first, &mut |_| {}).unwrap();
+    memory.remove(second, &mut |_| {}).unwrap();
+    assert_eq!(memory.wanted_back(), Some(second));
+    memory.plan_release(second).unwrap().commit(&mut |_| {});
+    assert_eq!(memory.wanted_back(), None, "the first one is found by a look at the table");
+    memory.remove(third, &mut |_| {}).unwrap();
+    assert_eq!(memory.wanted_back(), Some(third));
+    resize(&mut memory, third, 2);
+    assert_eq!(memory.wanted_back(), None);
 }

@@ -178,7 +178,8 @@ fn partitions_have_keys_of_their_own() {
     assert_eq!(config["memory"]["partitions"], partitions);
     assert_eq!(
         value_problem("--memory", "partitions=[min=1]"),
-        r#"--memory: partitions: unknown key "min"; valid keys are mode, size, max, prepare, slots, slot_size"#
+        "--memory: partitions: unknown key \"min\"; valid keys are mode, size, max, prepare, slots, \
+         slot_size"
     );
 }
 
@@ -321,7 +322,8 @@ fn values_that_cannot_be_read_are_explained() {
         (
             "--memory",
             "size=1P",
-            r#"--memory: size: "1P" is not a size; write a number, alone or followed by K, M, G or T, as in 512M or 512MiB"#,
+            "--memory: size: \"1P\" is not a size; write a number, alone or followed by K, M, G or T, \
+             as in 512M or 512MiB",
         ),
         (
             "--memory",
@@ -332,7 +334,8 @@ fn values_that_cannot_be_read_are_explained() {
         (
             "--memory",
             "partitions=on",
-            r#"--memory: partitions: "on" is not a size; write a number, alone or followed by K, M, G or T, as in 512M or 512MiB"#,
+            "--memory: partitions: \"on\" is not a size; write a number, alone or followed by K, M, G \
+             or T, as in 512M or 512MiB",
         ),
         (
             "--memory",

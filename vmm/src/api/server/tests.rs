@@ -181,7 +181,8 @@ fn client_is_told_when_all_connections_are_busy() {
         thread::yield_now();
     }
     let mut late = setup.client();
-    let body = r#"["Error from API","too many calls at a time"]"#.to_owned();
+    let body = r#"["Error from API","too many calls at a time; try again when one has ended"]"#;
+    let body = body.to_owned();
     assert_eq!(late.response(), (503, body));
     assert!(late.is_closed());
     drop(held);

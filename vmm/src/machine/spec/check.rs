@@ -12,8 +12,8 @@ use log::warn;
 use memctl::Bytes;
 
 use super::{
-    Affinity, Cpus, InvalidConfig, Payload, Platform, RefusedAccess, Rng, Spec, Topology, devices,
-    hotplug, memory, numa, unsupported,
+    Affinity, Cpus, InvalidConfig, OnRefusedAccess, Payload, Rng, Spec, Topology, devices, hotplug,
+    memory, numa, unsupported,
 };
 use crate::api::config::{
     self, AffinityConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig,
@@ -52,9 +52,9 @@ impl TryFrom<&VmConfig> for Spec {
             console: devices::console(&config.console, &config.serial, &mut problems),
             disks: devices::disks(&config.disks, cpus.boot, &mut problems),
             rng: rng(&config.rng, &mut problems),
-            platform: platform(&config.platform, &mut problems),
             cpus,
         };
+        platform(&config.platform, &mut problems);
         if problems.0.is_empty() { Ok(spec) } else { Err(InvalidConfig { problems: problems.0 }) }
     }
 }
@@ -121,6 +121,9 @@ fn cpus(config: &CpusConfig, problems: &mut Problems) -> Cpus {
         0 => boot,
         max => problems.range("cpus.max_vcpus", max.into(), u64::from(boot)..=254),
     };
+    if max > boot {
+        warn!("configuration: cpus.max_vcpus: no vCPU can be added; boot_vcpus is what there is");
+    }
     let affinity = config.affinity.as_deref().unwrap_or_default();
     Cpus {
         boot,
@@ -143,7 +146,8 @@ fn topology(config: &TopologyConfig, max: u8, problems: &mut Problems) -> Topolo
     };
     let product = topology.vcpus();
     if product != u32::from(max) {
-        let problem = format!("makes {product} vCPUs, but cpus.max_vcpus is {max}");
+        let problem =
+            format!("makes {product} vCPUs, but cpus.max_vcpus is {max}; make them equal");
         problems.add("cpus.topology", problem);
     } else {
         // Each level starts at a bit of its own, so odd counts leave gaps; 255 is the broadcast.
@@ -181,10 +185,10 @@ fn affinity(config: &[AffinityConfig], max: u8, problems: &mut Problems) -> Vec<
     list
 }
 
-fn refused_access(config: &MemoryConfig) -> RefusedAccess {
+fn refused_access(config: &MemoryConfig) -> OnRefusedAccess {
     match config.refused_access {
-        config::RefusedAccess::Stop => RefusedAccess::Stop,
-        config::RefusedAccess::Report => RefusedAccess::Report,
+        config::RefusedAccess::Stop => OnRefusedAccess::Stop,
+        config::RefusedAccess::Report => OnRefusedAccess::Report,
     }
 }
 
@@ -213,19 +217,18 @@ fn rng(config: &RngConfig, problems: &mut Problems) -> Rng {
     Rng { src: PathBuf::from(&config.src) }
 }
 
-fn platform(config: &PlatformConfig, problems: &mut Problems) -> Platform {
+/// Nothing of it is in a machine; what can be taken is taken with a warning.
+fn platform(config: &PlatformConfig, problems: &mut Problems) {
     let segments = u64::from(config.num_pci_segments);
     problems.range::<u16>("platform.num_pci_segments", segments, 1..=MAX_PCI_SEGMENTS);
     if segments > 1 {
         warn!("configuration: platform.num_pci_segments: segments over the first stay empty");
     }
-    let platform = Platform {
-        serial_number: config.system_serial_number.clone().unwrap_or_default(),
-        uuid: config.system_uuid.clone().unwrap_or_default(),
-        oem_strings: config.oem_strings.clone().unwrap_or_default(),
-    };
-    if platform != Platform::default() {
+    let named = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    if named(&config.system_serial_number)
+        || named(&config.system_uuid)
+        || config.oem_strings.as_ref().is_some_and(|all| !all.is_empty())
+    {
         warn!("configuration: platform: the guest is not shown serial number, UUID, OEM strings");
     }
-    platform
 }

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::str::FromStr;
 
-use memctl::Bytes;
+use memctl::{Bytes, PartitionName};
 
 use super::check::Problems;
 use super::{Backing, Memory, Zone};
@@ -14,8 +15,6 @@ use crate::api::config::{MemoryConfig, ZoneConfig};
 const ONLY_ZONE: &str = "mem0";
 /// More would be more memory devices than the bus has slots.
 const MAX_ZONES: usize = 16;
-/// Longest identifier: it becomes part of a device's.
-const MAX_ID: usize = 64;
 /// What zones are aligned to, so that the host can use huge pages in each.
 const ALIGNMENT: Bytes = Bytes::mib(2);
 
@@ -99,7 +98,8 @@ pub(super) fn zones(
             [zone] => (format!("{}.size", described[0].path), zone.size.to_string()),
             _ => ("memory.zones".to_owned(), "the sum of all sizes".to_owned()),
         };
-        let problem = format!("{size} is over the {max_phys_bits} bits of cpus.max_phys_bits");
+        let bits = format_args!("the {max_phys_bits} bits of cpus.max_phys_bits");
+        let problem = format!("{size} is over {bits}; lower it");
         problems.add(path, problem);
     }
     zones
@@ -118,11 +118,7 @@ fn zone<'a>(
 ) -> Zone {
     let Described { path, config } = described;
     let id = config.id.as_str();
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if !(1..=MAX_ID).contains(&id.len()) || !id.bytes().all(plain) {
-        let problem = format!(
-            "not a name; use 1 to {MAX_ID} ASCII letters, digits, dots, dashes, underscores"
-        );
+    if let Err(problem) = PartitionName::from_str(id) {
         problems.add(format_args!("{path}.id"), problem);
     } else if !ids.insert(id) {
         problems

@@ -82,7 +82,10 @@ impl Taken {
         for id in &config.memory_zones {
             let field = format_args!("{path}.memory_zones");
             match zones.iter().position(|zone| zone.id == *id) {
-                None => problems.add(field, format_args!("there is no memory zone {id:?}")),
+                None => {
+                    let problem = "use an id of memory.zones";
+                    problems.add(field, format_args!("there is no memory zone {id:?}; {problem}"));
+                }
                 Some(zone) if !self.zones.insert(zone) => problems.add(field, taken("zone", id)),
                 Some(zone) => its.push(zone),
             }
@@ -110,7 +113,8 @@ fn distances(
     for (index, &DistanceConfig { destination, distance }) in config.distances.iter().enumerate() {
         let path = format!("{path}.distances[{index}]");
         if destination == config.guest_numa_id || !numbers.contains(&destination) {
-            let problem = format!("there is no other node {destination}");
+            let problem =
+                format!("there is no other node {destination}; use another guest_numa_id");
             problems.add(format_args!("{path}.destination"), problem);
         }
         let distance = problems.range(format_args!("{path}.distance"), distance.into(), DISTANCES);

@@ -53,7 +53,7 @@ fn kernel_alone_is_enough() {
         zones: vec![Zone { id: "mem0".into(), size: Bytes::mib(512), memory: Memory::plain() }],
         mem_devices: Vec::new(),
         nodes: Vec::new(),
-        refused_access: RefusedAccess::Stop,
+        refused_access: OnRefusedAccess::Stop,
         overcommit: false,
         payload: Payload {
             kernel: files.path("kernel").into(),
@@ -64,7 +64,6 @@ fn kernel_alone_is_enough() {
         console: CharMode::Tty,
         disks: Vec::new(),
         rng: Rng { src: "/dev/urandom".into() },
-        platform: Platform::default(),
     };
     assert_eq!(spec, expected);
 }
@@ -96,7 +95,6 @@ fn everything_that_exists_can_be_asked_for() {
     assert_eq!(spec.console, CharMode::File("/f".into()));
     assert_eq!(spec.disks[0].queue_size, 32768);
     assert_eq!(spec.disks[0].serial.len(), 20);
-    assert_eq!(spec.platform.oem_strings, ["a"]);
 }
 
 #[test]
@@ -134,7 +132,7 @@ fn cpus_out_of_range_are_refused() {
                                              "dies_per_package": 1, "packages": 2}})
     };
     assert!(spec(json!({ "cpus": topology(2) })).is_ok());
-    refused(topology(1), "cpus.topology: makes 2 vCPUs, but cpus.max_vcpus is 4");
+    refused(topology(1), "cpus.topology: makes 2 vCPUs, but cpus.max_vcpus is 4; make them equal");
     let sparse = json!({"boot_vcpus": 243, "topology": {"threads_per_core": 3, "cores_per_die": 9,
         "dies_per_package": 1, "packages": 9}});
     refused(sparse, "cpus.topology: needs APIC ids up to 546, above 254; use powers of two");

@@ -63,7 +63,7 @@ impl Rig {
     fn plugs(&self, slot: usize, mib: u64) {
         let Listeners { events, waiting, slots } = &self.listeners;
         let (plugged, freeing) = (Bytes::mib(mib), Duration::from_millis(1));
-        let counters = Counters { plugs: 3, unplugs: 2, ..Counters::default() };
+        let counters = Counters { plugs: 3, unplugs: 2 };
         let requested = |books: &Partitioner| books.geometry().bytes(books.shared().requested);
         let requested = self.handles[slot].look(requested);
         let moved = Moved { requested, plugged, counters, freeing };

@@ -101,7 +101,32 @@ fn the_fields_of_the_channel_follow_those_of_virtio() {
     assert_eq!(rig.config(PART_MAX) as u32, 8);
     assert_eq!(rig.part_gen(), rig.handle.look(Partitioner::generation));
     assert_eq!(rig.config(PART_PREPARE), 10 * BLOCK);
-    assert_eq!(rig.config(PART_PREPARE + 8), 0, "the space ends after 72 bytes");
+    assert_eq!(rig.config(PART_BACK), 0);
+    assert_eq!(rig.config(PART_BACK + 8), 0, "the space ends after 80 bytes");
+}
+
+/// An interrupt may give the CPU to the guest.
+#[test]
+fn who_waits_for_memory_hears_before_the_guest_does() {
+    let mut rig = Rig::channel();
+    let id = rig.taken("fn-1", 4);
+    let before = rig.interrupts.used.load(Ordering::Relaxed);
+    rig.events();
+    assert_eq!((rig.release(id), rig.events().len()), (ACK, 1));
+    assert_eq!(rig.used_when_told.load(Ordering::Relaxed), before);
+    assert_eq!(rig.interrupts.used.load(Ordering::Relaxed), before + 1);
+}
+
+/// A driver that reads it needs no look at the table.
+#[test]
+fn part_back_names_a_partition_from_its_removal_to_its_release() {
+    let mut rig = Rig::channel();
+    let id = rig.taken("fn-1", 4);
+    rig.taken("fn-2", 4);
+    rig.handle.remove_partition(id).unwrap();
+    assert_eq!(rig.config(PART_BACK), u64::from(id.0));
+    assert_eq!(rig.release(id), ACK);
+    assert_eq!(rig.config(PART_BACK), 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memctl::{HostError, PartitionId, PartitionState, Partitioner, Removal, Resize};
+use memctl::{HostError, PartitionId, PartitionState, Partitioner, Resize};
 
 use super::super::{BlockView, MemError, PartitionView};
 use super::*;
@@ -191,7 +191,7 @@ fn a_partitions_life_with_a_stock_guest_is_told_step_by_step() {
     assert_eq!((seen.cookie, seen.counters.plugs, seen.hints.used), (Cookie(7), 2, None));
     assert_eq!(rig.handle.partitions(), [seen]);
 
-    assert_eq!(rig.handle.remove_partition(made.id), Ok(Removal::Asked));
+    rig.handle.remove_partition(made.id).unwrap();
     assert_eq!(rig.config(REQUESTED), 0);
     rig.unplug(16, 8);
     assert_eq!(rig.handle.partitions(), []);
@@ -206,7 +206,8 @@ fn a_partitions_life_with_a_stock_guest_is_told_step_by_step() {
 fn a_partition_that_nobody_took_goes_at_once() {
     let rig = Rig::new(layout(16), None);
     let id = add(&rig, "fn-1", 8).unwrap().id;
-    assert_eq!(rig.handle.remove_partition(id), Ok(Removal::Gone));
+    rig.handle.remove_partition(id).unwrap();
+    assert_eq!(rig.handle.partitions(), []);
     assert_eq!(changes(&rig).len(), 2);
 }
 

@@ -14,7 +14,7 @@ mod rules;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use memctl::{Blocks, Bytes as Size, Cookie, Geometry, Layout, PartitionId, Policy};
@@ -64,6 +64,7 @@ const REQUESTED: usize = 48;
 const PART_MAX: usize = 56;
 const PART_GEN: usize = 60;
 const PART_PREPARE: usize = 64;
+const PART_BACK: usize = 72;
 
 /// What the tests and the mock host share.
 struct HostState {
@@ -133,6 +134,8 @@ struct Rig {
     memory: &'static Arc<GuestMemory>,
     ring: Ring<'static>,
     interrupts: Arc<Interrupts>,
+    /// How often the driver had been interrupted by the queue when the last event was told.
+    used_when_told: Arc<AtomicUsize>,
     worker: Option<Box<dyn Worker>>,
 }
 
@@ -182,12 +185,20 @@ impl Rig {
             gate,
         }));
         let events = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&events);
-        let observer = Box::new(move |event| seen.lock().unwrap().push(event));
+        let interrupts: Arc<Interrupts> = Arc::default();
+        let used_when_told: Arc<AtomicUsize> = Arc::default();
+        let (seen, used, when) =
+            (Arc::clone(&events), Arc::clone(&interrupts), Arc::clone(&used_when_told));
+        let observer = Box::new(move |event| {
+            seen.lock().unwrap().push(event);
+            when.store(used.used.load(Ordering::Relaxed), Ordering::Relaxed);
+        });
         let device = Mem::new(layout, node, Box::new(MockHost(Arc::clone(&host))), observer);
         let handle = device.handle();
-        let (ring, interrupts) = (testing::ring(memory, 0), Arc::default());
-        let mut rig = Self { device, handle, host, events, memory, ring, interrupts, worker: None };
+        let ring = testing::ring(memory, 0);
+        let worker = None;
+        let mut rig =
+            Self { device, handle, host, events, memory, ring, interrupts, used_when_told, worker };
         rig.activate();
         rig
     }

@@ -23,7 +23,7 @@ fn memory_that_cannot_be_is_refused() {
     );
     refused(
         json!({"size": 1u64 << 46}),
-        "memory.size: 64 TiB is over the 46 bits of cpus.max_phys_bits",
+        "memory.size: 64 TiB is over the 46 bits of cpus.max_phys_bits; lower it",
     );
     refused(
         json!({"size": 4 << 20, "hugepages": true, "hugepage_size": 4 << 20}),
@@ -212,11 +212,11 @@ fn zones_that_cannot_be_are_refused() {
     );
     refused(
         &|memory| memory["zones"][0]["size"] = json!(1u64 << 46),
-        "memory.zones: the sum of all sizes is over the 46 bits of cpus.max_phys_bits",
+        "memory.zones: the sum of all sizes is over the 46 bits of cpus.max_phys_bits; lower it",
     );
     refused(
         &|memory| memory["zones"][0]["size"] = json!(u64::MAX - (2 << 20) + 1),
-        "memory.zones: the sum of all sizes is over the 46 bits of cpus.max_phys_bits",
+        "memory.zones: the sum of all sizes is over the 46 bits of cpus.max_phys_bits; lower it",
     );
     refused(
         &|memory| memory["zones"][0]["host_numa_node"] = json!(70_000),
@@ -279,7 +279,7 @@ fn nodes_that_cannot_be_are_refused() {
     );
     refused(
         json!([one("memory_zones", json!(["c"]))]),
-        r#"numa[0].memory_zones: there is no memory zone "c""#,
+        r#"numa[0].memory_zones: there is no memory zone "c"; use an id of memory.zones"#,
     );
     refused(
         json!([one("memory_zones", json!(["a", "a"]))]),
@@ -288,7 +288,7 @@ fn nodes_that_cannot_be_are_refused() {
     let distance = |to: u32, distance: u8| json!([{"destination": to, "distance": distance}]);
     refused(
         json!([one("distances", distance(1, 20))]),
-        "numa[0].distances[0].destination: there is no other node 1",
+        "numa[0].distances[0].destination: there is no other node 1; use another guest_numa_id",
     );
     refused(
         json!([one("distances", distance(1, 10)), node(1)]),
