@@ -2,12 +2,12 @@
 //! tables and a picture.
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::facts::Machine;
 use crate::figure::{Colour, Figure, Goal, Panel, Row};
-use crate::output::Output;
-use crate::samples::Samples;
+use crate::output::{Output, command_line};
+use crate::samples::{self, Samples};
 use crate::table::Table;
 use crate::unit::Unit;
 
@@ -15,7 +15,7 @@ use crate::unit::Unit;
 const TAILED: usize = 100;
 
 /// One run of a program.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub struct Comparison {
     /// The program: the stem of its files.
     pub name: String,
@@ -29,10 +29,13 @@ pub struct Comparison {
     pub machine: Machine,
     /// The figures of merit, in the order they are shown.
     pub merits: Vec<Merit>,
+    /// What stands below the tables, as Markdown.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub footer: String,
 }
 
 /// One figure of merit; less is better.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub struct Merit {
     /// What it is.
     pub name: String,
@@ -42,10 +45,13 @@ pub struct Merit {
     pub entries: Vec<Entry>,
     /// What the project promises: ours is at most so many times a named contender's median.
     pub goals: Vec<Promise>,
+    /// What ours is to be at most, whatever others reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub most: Option<f64>,
 }
 
 /// What one contender reached.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub struct Entry {
     /// The contender.
     pub name: String,
@@ -54,7 +60,7 @@ pub struct Entry {
 }
 
 /// A promise about one contender.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub struct Promise {
     /// The contender that keeps it.
     pub of: String,
@@ -67,7 +73,7 @@ pub struct Promise {
 }
 
 /// How two contenders are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Judge {
     /// By their medians.
@@ -130,9 +136,22 @@ impl Verdict {
 }
 
 impl Merit {
-    /// A figure of merit without a promise.
-    pub fn new(name: &str, unit: Unit, entries: Vec<Entry>) -> Self {
-        Self { name: name.to_owned(), unit, entries, goals: Vec::new() }
+    /// A figure of merit without a promise: what each contender reached, ours first. One that has no
+    /// values was not measured, and is left out.
+    ///
+    /// # Errors
+    /// A value is not finite.
+    pub fn new<N: Into<String>>(
+        name: &str,
+        unit: Unit,
+        measured: impl IntoIterator<Item = (N, Vec<f64>)>,
+    ) -> Result<Self, samples::Error> {
+        let measured = measured.into_iter().filter(|(_, values)| !values.is_empty());
+        let entry = |(name, values): (N, _)| {
+            Samples::new(values).map(|samples| Entry { name: name.into(), samples })
+        };
+        let entries = measured.map(entry).collect::<Result<_, _>>()?;
+        Ok(Self { name: name.to_owned(), unit, entries, goals: Vec::new(), most: None })
     }
 
     /// The median of ours, the first entry, is to be at most `ratio` times that of `base`.
@@ -148,6 +167,12 @@ impl Merit {
         let (of, base) = (of.to_owned(), base.to_owned());
         self.goals.push(Promise { of, base, ratio, judge });
         self
+    }
+
+    /// Ours is to be at most `value`, in the base unit.
+    #[must_use]
+    pub fn at_most(self, value: f64) -> Self {
+        Self { most: Some(value), ..self }
     }
 
     /// How many times ours is what an entry is.
@@ -187,10 +212,15 @@ impl Merit {
             let label = format!("goal: {} x {}", promise.ratio, promise.base);
             Some(Goal { value: self.limit(promise)?, label })
         });
+        let most = self.most.map(|value| Goal { value, label: self.goal(value) });
         // Who keeps the hardest keeps all.
-        let goal = goals.min_by(|one, other| one.value.total_cmp(&other.value));
+        let goal = goals.chain(most).min_by(|one, other| one.value.total_cmp(&other.value));
         let rows = self.entries.iter().enumerate().map(row).collect();
         Panel { title: self.name.clone(), unit: self.unit, rows, goal }
+    }
+
+    fn goal(&self, most: f64) -> String {
+        format!("goal: {}", self.unit.format(most))
     }
 
     fn table(&self) -> Table {
@@ -248,6 +278,19 @@ impl Promise {
 }
 
 impl Comparison {
+    /// What a program whose results usually go to files `name` has measured now, on this machine.
+    pub fn new(output: &Output, name: &str, title: &str, how: String, merits: Vec<Merit>) -> Self {
+        Self {
+            name: output.stem(name),
+            title: title.to_owned(),
+            how,
+            command: command_line(),
+            machine: Machine::read(),
+            merits,
+            footer: String::new(),
+        }
+    }
+
     /// The tables as the terminal shows them.
     pub fn text(&self) -> String {
         let tables = self.tables(Table::to_text, "");
@@ -257,7 +300,7 @@ impl Comparison {
     /// The section of `RESULTS.md`.
     pub fn markdown(&self) -> String {
         format!(
-            "## {}\n\nMade by `{}`. {} {}\n\n![{}](results/{}.svg)\n{}",
+            "## {}\n\nMade by `{}`. {} {}\n\n![{}](results/{}.svg)\n{}{}",
             self.title,
             self.command,
             self.how,
@@ -265,6 +308,7 @@ impl Comparison {
             self.title,
             self.name,
             self.tables(Table::to_markdown, "### "),
+            self.footer,
         )
     }
 
@@ -281,8 +325,9 @@ impl Comparison {
     fn tables(&self, format: fn(&Table) -> String, prefix: &str) -> String {
         let mut text = String::new();
         for merit in &self.merits {
-            let outcomes: String =
-                merit.goals.iter().filter_map(|goal| merit.outcome(goal)).collect();
+            let most = merit.most.map(|most| format!("; {}", merit.goal(most)));
+            let outcomes = merit.goals.iter().filter_map(|goal| merit.outcome(goal));
+            let outcomes: String = outcomes.chain(most).collect();
             text += &format!("\n{prefix}{}{outcomes}\n\n{}", merit.name, format(&merit.table()));
         }
         text
@@ -313,15 +358,13 @@ fn times(ratio: f64) -> String {
 mod tests {
     use super::*;
 
-    fn entry(name: &str, values: &[f64]) -> Entry {
-        Entry { name: name.into(), samples: Samples::new(values.to_vec()).unwrap() }
+    fn merit(measured: [(&str, &[f64]); 2]) -> Merit {
+        let measured = measured.map(|(name, values)| (name, values.to_vec()));
+        Merit::new("1 GiB", Unit::Seconds, measured).unwrap()
     }
 
     fn comparison(ours: f64) -> Comparison {
-        let entries = vec![
-            entry("ours", &[ours, ours * 1.5, ours, ours, ours, ours, ours, ours]),
-            entry("theirs", &[2.0; 8]),
-        ];
+        let ours = [ours, ours * 1.5, ours, ours, ours, ours, ours, ours];
         Comparison {
             name: "shrink".into(),
             title: "Shrinking".into(),
@@ -334,7 +377,8 @@ mod tests {
                 kernel: "6".into(),
                 lab: true,
             },
-            merits: vec![Merit::new("1 GiB", Unit::Seconds, entries).promised("theirs", 0.1)],
+            merits: vec![merit([("ours", &ours), ("theirs", &[2.0; 8])]).promised("theirs", 0.1)],
+            footer: "\nThat is all.\n".into(),
         }
     }
 
@@ -345,24 +389,33 @@ mod tests {
         assert_eq!(comparison(0.15).merits[0].verdicts(), [Verdict::WithinSpread]);
         let said = "1 GiB; goal 0.1 x theirs: 0.075 x (0.075 .. 0.11";
         assert!(comparison(0.15).markdown().contains(said));
-        let few = vec![entry("ours", &[0.1; 5]), entry("theirs", &[2.0; 5])];
-        let few = Merit::new("x", Unit::Seconds, few).promised("theirs", 0.1);
+        let few = merit([("ours", &[0.1; 5]), ("theirs", &[2.0; 5])]).promised("theirs", 0.1);
         assert_eq!(few.verdicts(), [Verdict::WithinSpread]);
+    }
+
+    #[test]
+    fn the_hardest_goal_is_drawn_and_all_are_told() {
+        let mut comparison = comparison(0.1);
+        comparison.merits = vec![comparison.merits.remove(0).at_most(0.15)];
+        let goal = comparison.merits[0].panel().goal.unwrap();
+        assert_eq!((goal.value, goal.label.as_str()), (0.15, "goal: 150 ms"));
+        let text = comparison.text();
+        assert!(text.contains("goal 0.1 x theirs") && text.contains("; goal: 150 ms"), "{text}");
     }
 
     #[test]
     fn rounds_are_judged_pair_by_pair_and_only_beyond_their_spread() {
         // The machine is three times as slow in the second half.
         let base: Vec<f64> = (0..20).map(|round| if round < 10 { 1.0 } else { 3.0 }).collect();
-        let merit = |ratios: &[f64]| {
+        let judged = |ratios: &[f64]| {
             let pairs = base.iter().zip(ratios.iter().cycle());
             let ours: Vec<f64> = pairs.map(|(base, ratio)| base * ratio).collect();
-            let entries = vec![entry("ours", &ours), entry("theirs", &base)];
-            Merit::new("x", Unit::Seconds, entries).judged("ours", "theirs", 1.02, Judge::Rounds)
+            let merit = merit([("ours", &ours), ("theirs", &base)]);
+            merit.judged("ours", "theirs", 1.02, Judge::Rounds)
         };
-        assert_eq!(merit(&[1.0, 1.01]).verdicts(), [Verdict::Met]);
-        assert_eq!(merit(&[1.03, 1.05]).verdicts(), [Verdict::NotMet]);
-        let noisy = merit(&[0.9, 1.1]);
+        assert_eq!(judged(&[1.0, 1.01]).verdicts(), [Verdict::Met]);
+        assert_eq!(judged(&[1.03, 1.05]).verdicts(), [Verdict::NotMet]);
+        let noisy = judged(&[0.9, 1.1]);
         assert_eq!(noisy.verdicts(), [Verdict::WithinSpread]);
         let text = noisy.outcome(&noisy.goals[0]).unwrap();
         assert_eq!(text, "; goal 1.02 x theirs: 1.000 x (0.900 .. 1.100), within the spread");
@@ -370,14 +423,22 @@ mod tests {
 
     #[test]
     fn few_requests_do_not_tell_of_a_tail() {
-        let merit = |n: usize| {
-            let entries = vec![entry("ours", &vec![1.0; n]), entry("theirs", &vec![1.0; n])];
-            Merit::new("x", Unit::Seconds, entries).judged("ours", "theirs", 1.05, Judge::Tails)
+        let judged = |n: usize| {
+            let values = vec![1.0; n];
+            let merit = merit([("ours", &values), ("theirs", &values)]);
+            merit.judged("ours", "theirs", 1.05, Judge::Tails)
         };
-        assert_eq!(merit(99).verdicts(), [Verdict::WithinSpread]);
-        assert_eq!(merit(400).verdicts(), [Verdict::Met]);
-        assert!(merit(400).table().to_text().contains("99th percentile"));
-        assert!(merit(400).panel().goal.is_none());
+        assert_eq!(judged(99).verdicts(), [Verdict::WithinSpread]);
+        assert_eq!(judged(400).verdicts(), [Verdict::Met]);
+        assert!(judged(400).table().to_text().contains("99th percentile"));
+        assert!(judged(400).panel().goal.is_none());
+    }
+
+    #[test]
+    fn who_was_not_measured_is_left_out() {
+        let merit = merit([("ours", &[1.0]), ("theirs", &[])]).promised("theirs", 0.1);
+        assert_eq!(merit.entries.len(), 1);
+        assert!(merit.verdicts().is_empty());
     }
 
     #[test]
@@ -395,5 +456,6 @@ mod tests {
         for text in [json, comparison.markdown(), comparison.figure().to_svg()] {
             assert!(text.contains("cargo xtask bench shrink"), "{text}");
         }
+        assert!(comparison.markdown().ends_with("|\n\nThat is all.\n"));
     }
 }

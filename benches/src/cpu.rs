@@ -1,8 +1,9 @@
 //! CPU time of a monitor's threads, told apart by what they do.
 
-use std::fs;
-use std::io;
 use std::time::Duration;
+
+use anyhow::Result;
+use guest_tests::Process;
 
 /// CPU time by kind of thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,23 +18,13 @@ impl CpuTime {
     /// Of the threads that a process has now. A thread that has ended is not counted any more.
     ///
     /// # Errors
-    /// The process is gone.
-    pub fn of_process(pid: u32) -> io::Result<Self> {
+    /// The process is gone, or the kernel does not tell.
+    pub fn of_process(pid: u32) -> Result<Self> {
         let mut sum = Self::default();
-        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let path = thread?.path();
-            let read = |file| fs::read_to_string(path.join(file));
-            // A thread may end between the listing and the reading.
-            let (Ok(name), Ok(times)) = (read("comm"), read("schedstat")) else { continue };
-            let time = run_time(&times).ok_or_else(|| io::Error::other("no times in schedstat"))?;
-            *if is_vcpu(name.trim()) { &mut sum.vcpus } else { &mut sum.monitor } += time;
+        for (name, time) in Process::from(pid).cpu_times()? {
+            *if is_vcpu(&name) { &mut sum.vcpus } else { &mut sum.monitor } += time;
         }
         Ok(sum)
-    }
-
-    /// Of all threads together.
-    pub fn total(&self) -> Duration {
-        self.vcpus + self.monitor
     }
 
     /// What came after `before`.
@@ -50,12 +41,6 @@ impl CpuTime {
 fn is_vcpu(name: &str) -> bool {
     name.strip_prefix("vcpu").is_some_and(|rest| rest.parse::<u32>().is_ok())
         || (name.starts_with("CPU ") && name.ends_with("/KVM"))
-}
-
-/// The first number of a `schedstat`: nanoseconds on a CPU.
-fn run_time(schedstat: &str) -> Option<Duration> {
-    let nanos = schedstat.split_whitespace().next()?.parse().ok()?;
-    Some(Duration::from_nanos(nanos))
 }
 
 #[cfg(test)]
@@ -77,11 +62,5 @@ mod tests {
         }
         let spent = CpuTime::of_process(std::process::id()).unwrap().since(&before);
         assert!(spent.monitor > Duration::ZERO && spent.vcpus == Duration::ZERO, "{spent:?}");
-    }
-
-    #[test]
-    fn a_text_without_a_number_is_no_time() {
-        assert_eq!(run_time("1500 7 3\n"), Some(Duration::from_nanos(1500)));
-        assert_eq!(run_time(""), None);
     }
 }

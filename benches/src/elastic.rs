@@ -11,16 +11,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use guest_tests::{Connection, Console, Reply};
+use guest_tests::{Connection, Console, MIB, Reply};
 use serde_json::{Value, json};
 
 use crate::events::Events;
 use crate::facts::kernel_release;
 use crate::place::Place;
 use crate::qmp::Qmp;
-
-/// Bytes in a MiB.
-pub const MIB: u64 = 1 << 20;
 
 /// Between two looks at a guest's memory.
 ///
@@ -123,8 +120,7 @@ impl Guest {
     /// # Errors
     /// The kernel can't be read.
     pub fn kernel_release(&self) -> Result<String> {
-        let image = fs::read(&self.vmlinux).context("cannot read the guest kernel")?;
-        Ok(kernel_release(&image).unwrap_or_default())
+        kernel_release(&self.vmlinux)
     }
 }
 

@@ -1,11 +1,13 @@
 //! The machine a result comes from.
 
 use std::fs;
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result};
+use serde::Serialize;
 
 /// What a reader must know of the machine to judge a result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Machine {
     /// The processor, as it calls itself.
     pub cpu: String,
@@ -62,8 +64,16 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.trim())
 }
 
-/// The release that an uncompressed kernel image names, such as `6.12.1`.
-pub fn kernel_release(image: &[u8]) -> Option<String> {
+/// The release that an uncompressed kernel names, such as `6.12.1`; empty where it names none.
+///
+/// # Errors
+/// It can't be read.
+pub fn kernel_release(vmlinux: &Path) -> Result<String> {
+    let image = fs::read(vmlinux).context("cannot read the guest kernel")?;
+    Ok(release(&image).unwrap_or_default())
+}
+
+fn release(image: &[u8]) -> Option<String> {
     const BANNER: &[u8] = b"Linux version ";
     let releases = image.windows(BANNER.len()).enumerate().filter(|(_, w)| *w == BANNER);
     releases
@@ -90,8 +100,8 @@ mod tests {
     #[test]
     fn the_kernel_names_its_release() {
         let image = b"\x7fELF Linux version %s (%s)\0..Linux version 6.12.1-x (a@b) (gcc)";
-        assert_eq!(kernel_release(image).as_deref(), Some("6.12.1-x"));
-        assert_eq!(kernel_release(b"Linux version 6.1"), Some("6.1".to_owned()));
-        assert_eq!(kernel_release(b"nothing"), None);
+        assert_eq!(release(image).as_deref(), Some("6.12.1-x"));
+        assert_eq!(release(b"Linux version 6.1"), Some("6.1".to_owned()));
+        assert_eq!(release(b"nothing"), None);
     }
 }

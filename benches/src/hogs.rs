@@ -1,6 +1,7 @@
 //! Memory hogs in a guest: `tests/guest/hog.c`, steered over its shell.
 
 use anyhow::{Context, Result, ensure};
+use guest_tests::hog_processes;
 
 use crate::elastic::Elastic;
 
@@ -27,7 +28,7 @@ impl<'a> Hogs<'a> {
              usleep 50000; done; grep -q ready {LOG}"
         ))?;
         let log = vm.shell(&format!("cat {LOG}"))?;
-        Ok(Self { vm, alive: pids(&log, count as usize)?.into_iter().map(Some).collect() })
+        Ok(Self { vm, alive: hog_processes(&log, count as usize)?.into_iter().map(Some).collect() })
     }
 
     /// The process of hog `number`.
@@ -80,26 +81,5 @@ impl<'a> Hogs<'a> {
     pub fn end(self) -> Result<()> {
         self.vm.shell("killall -9 hog; while pidof hog > /dev/null; do usleep 5000; done")?;
         Ok(())
-    }
-}
-
-/// The processes that the log names, in the order of their numbers.
-fn pids(log: &str, count: usize) -> Result<Vec<u32>> {
-    let pid = |number| {
-        let line = log.lines().find_map(|line| line.strip_prefix(&format!("hog {number} ")));
-        line.and_then(|pid| pid.parse().ok()).with_context(|| format!("no hog {number} in {log:?}"))
-    };
-    (0..count).map(pid).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processes_are_found_by_number_whatever_their_order() {
-        let log = "hog 1 12\nhog 0 11\nhogs ready\nhog 10 99\n";
-        assert_eq!(pids(log, 2).unwrap(), [11, 12]);
-        assert!(pids(log, 3).unwrap_err().to_string().contains("no hog 2"));
     }
 }

@@ -5,7 +5,8 @@
 //! socket. A program in `bin` says what is measured, how often, and which figures are drawn.
 #![forbid(unsafe_code)]
 
-pub mod api;
+use std::process::ExitCode;
+
 pub mod clock;
 pub mod comparison;
 pub mod cpu;
@@ -14,7 +15,6 @@ pub mod events;
 pub mod facts;
 pub mod figure;
 pub mod hogs;
-pub mod hugetlb;
 pub mod kvm_stats;
 pub mod output;
 pub mod place;
@@ -28,3 +28,14 @@ pub mod svg;
 pub mod table;
 pub mod unit;
 pub mod way;
+
+/// How a program of this name ends: what went wrong is said on standard error.
+pub fn exit(program: &str, result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

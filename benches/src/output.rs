@@ -20,7 +20,7 @@ pub struct Output {
 
 impl Output {
     /// The stem of the files' names: `usual`, unless the user wants another.
-    pub fn stem(&self, usual: &str) -> String {
+    pub(crate) fn stem(&self, usual: &str) -> String {
         self.name.as_deref().unwrap_or(usual).to_owned()
     }
 
@@ -28,7 +28,7 @@ impl Output {
     ///
     /// # Errors
     /// It can't be written, or its folder can't be made.
-    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.out.join(name);
         fs::create_dir_all(&self.out)
             .and_then(|()| fs::write(&path, text))
@@ -40,7 +40,7 @@ impl Output {
 
 /// The command line that makes the results again: `cargo xtask`'s, where that has started this
 /// program.
-pub fn command_line() -> String {
+pub(crate) fn command_line() -> String {
     env::var("TESSERA_COMMAND").unwrap_or_else(|_| env::args().collect::<Vec<_>>().join(" "))
 }
 

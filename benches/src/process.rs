@@ -10,8 +10,6 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
 
-use crate::cpu::CpuTime;
-
 /// How much output is kept; what comes after it is read and dropped.
 const OUTPUT_LIMIT: usize = 4 << 20;
 
@@ -147,8 +145,8 @@ impl Process {
     ///
     /// # Errors
     /// The process is gone.
-    pub fn cpu_time(&self) -> Result<Duration, Error> {
-        Ok(CpuTime::of_process(self.pid())?.total())
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        guest_tests::Process::of(&self.child).cpu_time()
     }
 
     /// Waits for output or for the end; false once the limit has passed.

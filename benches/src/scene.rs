@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use guest_tests::MIB;
 use serde_json::{Value, json};
 
 use crate::cpu::CpuTime;
-use crate::elastic::{Elastic, Guest, MIB, Monitor};
+use crate::elastic::{Elastic, Guest, Monitor};
 use crate::hogs::Hogs;
 use crate::kvm_stats;
 use crate::way::Way;

@@ -1,9 +1,9 @@
 //! Units of measured values, and how people read them.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// What a measured number counts. The number itself is always in the base unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
     /// Seconds.

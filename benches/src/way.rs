@@ -1,8 +1,9 @@
 //! The ways to get a function's memory back that are compared.
 
+use guest_tests::MIB;
 use serde_json::json;
 
-use crate::elastic::{Guest, MIB, Monitor};
+use crate::elastic::{Guest, Monitor};
 use crate::scene::Functions;
 
 /// Room for more functions than those that end.

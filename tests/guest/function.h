@@ -131,6 +131,12 @@ static inline void must_have_pages(int huge, size_t size)
 	}
 }
 
+/* What page NUMBER of hog INDEX begins with: no two pages of any hogs begin alike. */
+static inline uint64_t mark(int index, size_t number)
+{
+	return ((uint64_t)(index + 1) << 40) + number;
+}
+
 /* What word INDEX of memory that was filled with SEED holds. */
 static inline uint64_t word(uint64_t seed, size_t index)
 {

@@ -49,12 +49,6 @@ static void join_cgroup(const char *base, int index)
 	must_join(cgroup);
 }
 
-/* What page NUMBER of hog INDEX holds: no two pages of any hogs hold the same. */
-static uint64_t mark(int index, size_t number)
-{
-	return ((uint64_t)(index + 1) << 40) + number;
-}
-
 static void touch(char *memory, size_t from, size_t to, int index)
 {
 	for (size_t at = from; at < to; at += PAGE)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * vmcore ADDRESS+SIZE...: reads all of /proc/vmcore, the memory of a kernel that crashed, and says
- * how many bytes it has, and how many pages of these ranges it shows, with content and without.
+ * how many bytes it has, how many pages of these ranges it shows, and how many of the first hog's
+ * pages are among them, each counted once.
  */
 #include "function.h"
 
@@ -13,7 +14,9 @@ struct range {
 
 static struct range ranges[64];
 static int range_count;
-static size_t bytes, with, without;
+static size_t bytes, shown, marked;
+/* Which pages of the hog were seen. */
+static char seen[4096 * MIB / PAGE];
 
 static int is_asked_for(uint64_t address)
 {
@@ -21,6 +24,17 @@ static int is_asked_for(uint64_t address)
 		if (address - ranges[i].start < ranges[i].size)
 			return 1;
 	return 0;
+}
+
+static void look_at(const char *page)
+{
+	size_t number = *(const uint64_t *)page - mark(0, 0);
+
+	shown++;
+	if (number < sizeof(seen) && !seen[number]) {
+		seen[number] = 1;
+		marked++;
+	}
 }
 
 static void read_part(int fd, const Elf64_Phdr *part)
@@ -34,12 +48,8 @@ static void read_part(int fd, const Elf64_Phdr *part)
 		if (got <= 0 || got % PAGE)
 			die("/proc/vmcore");
 		for (ssize_t page = 0; page < got; page += PAGE) {
-			if (!is_asked_for(part->p_paddr + at + page))
-				continue;
-			if (first_nonzero(chunk + page, PAGE) == PAGE / 8)
-				without++;
-			else
-				with++;
+			if (is_asked_for(part->p_paddr + at + page))
+				look_at(chunk + page);
 		}
 		at += got;
 		bytes += got;
@@ -66,6 +76,6 @@ int main(int argc, char **argv)
 		if (part.p_type == PT_LOAD)
 			read_part(fd, &part);
 	}
-	printf("vmcore %zu MiB, %zu pages with content, %zu without\n", bytes / MIB, with, without);
+	printf("vmcore %zu MiB, %zu pages, of a hog %zu\n", bytes / MIB, shown, marked);
 	return 0;
 }

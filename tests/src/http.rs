@@ -46,8 +46,15 @@ impl Connection {
     /// # Errors
     /// It did not appear.
     pub fn open(socket: &Path) -> Result<Self> {
-        let stream =
-            until("the API socket", within(PATIENCE), || Ok(UnixStream::connect(socket).ok()))?;
+        let connect = || Ok(UnixStream::connect(socket).ok());
+        Self::over(until("the API socket", within(PATIENCE), connect)?)
+    }
+
+    /// Over a stream that is connected.
+    ///
+    /// # Errors
+    /// The host refused.
+    pub fn over(stream: UnixStream) -> Result<Self> {
         stream.set_read_timeout(Some(within(PATIENCE)))?;
         stream.set_write_timeout(Some(within(PATIENCE)))?;
         Ok(Self { stream, received: Vec::new() })

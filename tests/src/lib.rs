@@ -26,12 +26,14 @@ mod artefact;
 mod cgroup;
 mod config;
 mod console;
+mod guest;
+mod hogs;
 mod http;
 mod image;
 mod output;
 mod patience;
 mod process;
-mod stock;
+mod slot_guest;
 mod tessera;
 
 /// What a test returns; any error fails it.
@@ -40,9 +42,10 @@ pub use artefact::Artefact;
 pub use cgroup::{Cgroup, available_memory};
 pub use config::{Config, GIB, MIB};
 pub use console::Console;
+pub use hogs::{Hogs, hog_processes};
 pub use http::{Api, Connection, Reply};
 pub use image::{Image, random_bytes};
 pub use patience::{is_long, until, within};
 pub use process::{HugePages, Mapping, Process};
-pub use stock::Stock;
+pub use slot_guest::SlotGuest;
 pub use tessera::{Ended, Tessera, Vm, run};

@@ -1,6 +1,7 @@
 //! What `/proc` says about a process, and pages that it is given.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::process::Child;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use crate::config::MIB;
 
 /// The only pages the tests use.
 const HUGE_PAGE: u64 = 2 * MIB;
-const POOL: &str = "/proc/sys/vm/nr_hugepages";
+/// Where Linux tells of them, and is told how many there should be.
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// A running process.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +26,17 @@ pub struct Mapping {
     pub size: u64,
     /// Memory it takes, in bytes.
     pub resident: u64,
+    /// The part of that which no other process shares, in bytes.
+    pub private: u64,
     /// The file behind it, or what the kernel calls it; empty for anonymous memory.
     pub name: String,
+}
+
+impl From<u32> for Process {
+    /// The process of this number.
+    fn from(id: u32) -> Self {
+        Self(id)
+    }
 }
 
 impl Process {
@@ -42,15 +53,9 @@ impl Process {
     /// The names of its threads, sorted.
     ///
     /// # Errors
-    /// It has ended.
+    /// As [`Process::cpu_times`].
     pub fn threads(self) -> Result<Vec<String>> {
-        let entries = fs::read_dir(self.file("task")).context("no such process")?;
-        // A thread may end between the list and the look.
-        let names = entries.filter_map(|entry| {
-            let name = fs::read_to_string(entry.ok()?.path().join("comm")).ok()?;
-            Some(name.trim_end().to_owned())
-        });
-        Ok(sorted(names))
+        Ok(sorted(self.cpu_times()?.into_iter().map(|(name, _)| name)))
     }
 
     /// What its descriptors are open on, sorted.
@@ -75,21 +80,32 @@ impl Process {
         Ok(mappings(&text))
     }
 
-    /// The time its threads have spent on a CPU, exact to the nanosecond. Threads that have ended
-    /// do not count.
+    /// The time its threads have spent on a CPU, together.
+    ///
+    /// # Errors
+    /// As [`Process::cpu_times`].
+    pub fn cpu_time(self) -> Result<Duration> {
+        Ok(self.cpu_times()?.iter().map(|(_, time)| time).sum())
+    }
+
+    /// Its threads' names, each with the time it has spent on a CPU, exact to the nanosecond. Threads
+    /// that have ended are not among them.
     ///
     /// # Errors
     /// It has ended, or the kernel does not tell.
-    pub fn cpu_time(self) -> Result<Duration> {
-        let mut total = Duration::ZERO;
+    pub fn cpu_times(self) -> Result<Vec<(String, Duration)>> {
+        let mut times = Vec::new();
         for entry in fs::read_dir(self.file("task")).context("no such process")? {
+            let folder = entry?.path();
+            let read = |file| fs::read_to_string(folder.join(file));
             // A thread may end between the list and the look.
-            let Ok(text) = fs::read_to_string(entry?.path().join("schedstat")) else { continue };
+            let (Ok(name), Ok(text)) = (read("comm"), read("schedstat")) else { continue };
             let time = text.split_whitespace().next().context("schedstat is empty")?;
-            total += Duration::from_nanos(time.parse()?);
+            times.push((name.trim_end().to_owned(), Duration::from_nanos(time.parse()?)));
         }
-        ensure!(!total.is_zero(), "the kernel does not tell CPU times");
-        Ok(total)
+        let any = times.iter().any(|(_, time)| !time.is_zero());
+        ensure!(any, "the kernel does not tell CPU times");
+        Ok(times)
     }
 
     fn file(self, name: &str) -> PathBuf {
@@ -121,6 +137,9 @@ fn mappings(text: &str) -> Vec<Mapping> {
             }
             (Some("Size"), Some(mapping)) => mapping.size = kilobytes(words.next()),
             (Some("Rss"), Some(mapping)) => mapping.resident = kilobytes(words.next()),
+            (Some("Private_Clean" | "Private_Dirty"), Some(mapping)) => {
+                mapping.private += kilobytes(words.next());
+            }
             _ => {}
         }
     }
@@ -142,11 +161,11 @@ impl HugePages {
     /// # Errors
     /// We are not root, or memory is short or too fragmented.
     pub fn reserve(bytes: u64) -> Result<Self> {
-        let before = pool()?;
-        let wanted = before + bytes.div_ceil(HUGE_PAGE);
-        let guard = Self { before };
-        fs::write(POOL, wanted.to_string()).context("only root can reserve huge pages")?;
-        let found = pool()?;
+        // From here on what is changed is put back.
+        let guard = Self { before: pages("nr_hugepages")? };
+        let wanted = guard.before + bytes.div_ceil(HUGE_PAGE);
+        set_pages(wanted).context("only root can reserve huge pages")?;
+        let found = pages("nr_hugepages")?;
         ensure!(found >= wanted, "the host found {found} huge pages of {wanted}");
         Ok(guard)
     }
@@ -156,23 +175,25 @@ impl HugePages {
     /// # Errors
     /// The host does not tell.
     pub fn free(&self) -> Result<u64> {
-        let text = fs::read_to_string("/proc/meminfo")?;
-        let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
-        Ok(line.context("the host has no huge pages")?.trim().parse()?)
+        pages("free_hugepages")
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(POOL, self.before.to_string()) {
+        if let Err(error) = set_pages(self.before) {
             println!("the huge pages stay reserved: {error}");
         }
     }
 }
 
-fn pool() -> Result<u64> {
-    let text = fs::read_to_string(POOL).context("the host has no huge pages")?;
-    Ok(text.trim().parse()?)
+fn pages(file: &str) -> Result<u64> {
+    let text = fs::read_to_string(format!("{POOL}/{file}"));
+    Ok(text.context("the host has no huge pages")?.trim().parse()?)
+}
+
+fn set_pages(count: u64) -> io::Result<()> {
+    fs::write(format!("{POOL}/nr_hugepages"), count.to_string())
 }
 
 #[cfg(test)]
@@ -187,20 +208,28 @@ VmFlags: rd ex mr mw me
 7f0000000000-7f0008000000 rw-p 00000000 00:00 0
 Size:             131072 kB
 Rss:                4096 kB
+Private_Clean:         8 kB
+Private_Dirty:      4000 kB
 ";
 
     #[test]
     fn mappings_are_read_with_their_sizes_and_names() {
+        let program = "/usr/bin/my program".to_owned();
         let expected = [
-            Mapping { size: 2 * MIB, resident: 100 << 10, name: "/usr/bin/my program".to_owned() },
-            Mapping { size: 128 * MIB, resident: 4 * MIB, name: String::new() },
+            Mapping { size: 2 * MIB, resident: 100 << 10, private: 0, name: program },
+            Mapping {
+                size: 128 * MIB,
+                resident: 4 * MIB,
+                private: 4008 << 10,
+                name: String::new(),
+            },
         ];
         assert_eq!(mappings(SMAPS), expected);
     }
 
     #[test]
     fn our_own_process_can_be_looked_at() {
-        let process = Process(std::process::id());
+        let process = Process::from(std::process::id());
         assert!(!process.threads().unwrap().is_empty());
         assert!(process.descriptors().unwrap().len() > 2);
         assert!(process.cpu_time().unwrap() > Duration::ZERO);

@@ -1,45 +1,43 @@
 //! The monitor as a process.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::artefact::Artefact;
 use crate::cgroup::Cgroup;
-use crate::config::Config;
+use crate::config::{Config, MIB};
 use crate::console::Console;
 use crate::http::Api;
 use crate::output::Output;
 use crate::patience::{until, within};
 use crate::process::Process;
 
-/// What the guest's kernel says when it has found itself in a state that it should not be in, or
-/// when a test of its own has failed.
-const COMPLAINTS: &str = "WARNING|BUG|UBSAN|Oops|Bad page|Bad rss|general protection|page dumped|\
-                          pagealloc|detected (expedited )?stall|blocked for more than|not ok ";
-
-/// The bit of `/proc/sys/kernel/tainted` of a kernel that has tests of its own.
-const TESTS: u32 = 1 << 18;
-
 /// For a monitor to end by itself: the guest's own power-off comes first.
 const PATIENCE: u32 = 60;
+
+/// For the guest to plug or unplug what it is to.
+const RESIZING: u32 = 120;
+
+/// Where a monitor's events are, in its folder.
+const EVENTS: &str = "events";
 
 /// A VM that has not been started.
 pub struct Vm {
     config: Option<Config>,
     socket: Option<PathBuf>,
-    arguments: Vec<OsString>,
     terminal: Option<(File, File)>,
     prompt: Option<&'static str>,
     cgroup: Option<PathBuf>,
+    events: bool,
 }
 
 impl From<Config> for Vm {
@@ -55,10 +53,10 @@ impl Vm {
         Self {
             config: None,
             socket: None,
-            arguments: Vec::new(),
             terminal: None,
             prompt: None,
             cgroup: None,
+            events: false,
         }
     }
 
@@ -66,13 +64,6 @@ impl Vm {
     #[must_use]
     pub fn api_socket(mut self, socket: &Path) -> Self {
         self.socket = Some(socket.to_owned());
-        self
-    }
-
-    /// One more argument on the monitor's command line.
-    #[must_use]
-    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
-        self.arguments.push(argument.into());
         self
     }
 
@@ -87,6 +78,13 @@ impl Vm {
     #[must_use]
     pub fn in_cgroup(mut self, cgroup: &Cgroup) -> Self {
         self.cgroup = Some(cgroup.processes());
+        self
+    }
+
+    /// The monitor tells its events, for [`Tessera::events`].
+    #[must_use]
+    pub fn with_events(mut self) -> Self {
+        self.events = true;
         self
     }
 
@@ -151,7 +149,10 @@ impl Vm {
             config.write_to(&path)?;
             command.arg("--config").arg(path);
         }
-        command.args(&self.arguments);
+        if self.events {
+            let path = format!("path={}", folder.join(EVENTS).display());
+            command.arg("--event-monitor").arg(path);
+        }
         Ok(command)
     }
 }
@@ -189,35 +190,6 @@ impl Tessera {
         self.console.shell(command)
     }
 
-    /// Mounts the control groups at `/cg`, where those of functions may account their memory.
-    ///
-    /// # Errors
-    /// The guest can't.
-    pub fn mount_cgroups(&self) -> Result<()> {
-        let mount = "mkdir -p /cg; mount -t cgroup2 cg /cg";
-        self.shell(&format!("{mount}; echo +memory > /cg/cgroup.subtree_control")).map(drop)
-    }
-
-    /// How many pages the guest's kernel has moved since it booted.
-    ///
-    /// # Errors
-    /// The guest does not say.
-    pub fn migrated(&self) -> Result<u64> {
-        Ok(self.shell("sed -n 's/^pgmigrate_success //p' /proc/vmstat")?.parse()?)
-    }
-
-    /// The first lines, if any, in which the guest's kernel complains, and how tainted it is: that
-    /// stays when the lines have gone from its log.
-    ///
-    /// # Errors
-    /// The guest does not say.
-    pub fn complaints(&self) -> Result<String> {
-        self.shell(&format!(
-            "dmesg | grep -E '{COMPLAINTS}' | head -5; taint=$(cat /proc/sys/kernel/tainted); \
-             [ $((taint & ~{TESTS})) = 0 ] || echo tainted: $taint"
-        ))
-    }
-
     /// Powers off a guest whose kernel has complained of nothing.
     ///
     /// # Errors
@@ -228,14 +200,22 @@ impl Tessera {
         self.power_off()
     }
 
-    /// What `memctl` says when it is called with these words.
+    /// How `memctl` ends that is called with these words.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn run_memctl(&self, words: &str) -> Result<process::Output> {
+        let mut command = Command::new(Artefact::Memctl.path()?);
+        command.arg("--api-socket").arg(self.socket()).args(words.split(' '));
+        command.output().context("cannot start memctl")
+    }
+
+    /// What it says where it goes well.
     ///
     /// # Errors
     /// It fails; with what it says then.
     pub fn memctl(&self, words: &str) -> Result<String> {
-        let mut command = Command::new(Artefact::Memctl.path()?);
-        command.arg("--api-socket").arg(self.socket()).args(words.split(' '));
-        let output = command.output().context("cannot start memctl")?;
+        let output = self.run_memctl(words)?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "memctl {words}: {errors}");
         Ok(String::from_utf8(output.stdout)?)
@@ -248,6 +228,67 @@ impl Tessera {
     pub fn partitions(&self) -> Result<Vec<Value>> {
         let body = self.api().get("vm.partitions")?.expect(200)?.body;
         body.as_array().cloned().context("no list of partitions")
+    }
+
+    /// What the monitor says of its VM.
+    ///
+    /// # Errors
+    /// The API does not answer as it should.
+    pub fn info(&self) -> Result<Value> {
+        Ok(self.api().get("vm.info")?.expect(200)?.body)
+    }
+
+    /// What the guest has of memory, in bytes.
+    ///
+    /// # Errors
+    /// As [`Tessera::info`].
+    pub fn actual_size(&self) -> Result<u64> {
+        self.info()?["memory_actual_size"].as_u64().context("no size")
+    }
+
+    /// Wants the guest to have `size` bytes beside its partitions. Does not wait for it to follow.
+    ///
+    /// # Errors
+    /// The monitor refuses.
+    pub fn resize(&self, size: u64) -> Result<()> {
+        self.api().put_json("vm.resize", &json!({ "desired_ram": size }))?.expect(204).map(drop)
+    }
+
+    /// Waits until the guest has `size` bytes in all.
+    ///
+    /// # Errors
+    /// It does not come to that.
+    pub fn reaches(&self, size: u64) -> Result<()> {
+        until(&format!("{} MiB in the guest", size / MIB), within(RESIZING), || {
+            Ok((self.actual_size()? == size).then_some(()))
+        })
+    }
+
+    /// All counters, by the names of devices.
+    ///
+    /// # Errors
+    /// As [`Tessera::info`].
+    pub fn counters(&self) -> Result<Value> {
+        Ok(self.api().get("vm.counters")?.expect(200)?.body)
+    }
+
+    /// A counter of a device, of `_memory` or of `_vcpus`.
+    ///
+    /// # Errors
+    /// There is none, or as [`Tessera::info`].
+    pub fn counter(&self, of: &str, name: &str) -> Result<u64> {
+        let counters = self.counters()?;
+        counters[of][name].as_u64().with_context(|| format!("{of} has no counter {name}"))
+    }
+
+    /// All events so far, of a monitor that was started [`Vm::with_events`].
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.folder().join(EVENTS)).context("no events")?;
+        // The last one may not be whole yet.
+        Ok(serde_json::Deserializer::from_str(&text).into_iter::<Value>().flatten().collect())
     }
 
     /// The API.

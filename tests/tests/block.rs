@@ -41,8 +41,8 @@ fn four_queues_copy_a_disk_without_a_wrong_byte() -> Result<()> {
     vm.shell("echo 3 > /proc/sys/vm/drop_caches; cmp /dev/vda /dev/vdb")?;
     let sums = vm.shell("sha256sum /dev/vda /dev/vdb | cut -d' ' -f1 | uniq | wc -l")?;
     assert_eq!(sums, "1");
-    let counters = vm.api().get("vm.counters")?.expect(200)?.body;
-    assert!(counters["_disk0"]["write_bytes"].as_u64() >= Some(SIZE), "{counters}");
+    let written = vm.counter("_disk0", "write_bytes")?;
+    assert!(written >= SIZE, "{written} bytes were written");
     vm.power_off()?;
     assert!(target.content()? == source.content()?, "the disks differ");
     Ok(())

@@ -3,17 +3,11 @@
 
 use guest_tests::{Config, GIB, HugePages, MIB, Result, Tessera, Vm};
 
-/// Memory the guest's kernel has to give, in bytes.
-fn guest_memory(vm: &Tessera) -> Result<u64> {
-    let kilobytes: u64 = vm.shell("awk '/^MemTotal/ { print $2 }' /proc/meminfo")?.parse()?;
-    Ok(kilobytes * 1024)
-}
-
 /// Boots, compares vCPUs and memory with what was asked for, and powers off.
 fn reaches_a_shell(config: Config, vcpus: u32, memory: u64) -> Result<()> {
     let vm = Vm::from(config.vcpus(vcpus).memory(memory)).boot()?;
     assert_eq!(vm.shell("nproc")?, vcpus.to_string());
-    let found = guest_memory(&vm)?;
+    let found = vm.meminfo("MemTotal")?;
     assert!(found < memory && found > memory / 10 * 7, "{found} bytes of {memory}");
     vm.power_off()
 }
@@ -77,7 +71,7 @@ fn vcpus_are_arranged_as_asked() -> Result<()> {
 #[test]
 fn shared_memory_is_a_file_others_can_map() -> Result<()> {
     let vm = Vm::from(Config::vmlinux()?.set("memory.shared", true)).boot()?;
-    assert!(guest_memory(&vm)? > 64 * MIB);
+    assert!(vm.meminfo("MemTotal")? > 64 * MIB);
     let names: Vec<_> = vm.process().mappings()?;
     let shared = names.iter().find(|mapping| mapping.size == 128 * MIB);
     assert!(shared.is_some_and(|mapping| mapping.name.starts_with("/memfd:")), "{names:?}");
@@ -89,7 +83,7 @@ fn huge_pages_come_from_the_pool_and_go_back() -> Result<()> {
     let pages = HugePages::reserve(128 * MIB)?;
     let free = pages.free()?;
     let vm = Vm::from(Config::vmlinux()?.set("memory.hugepages", true)).boot()?;
-    assert!(guest_memory(&vm)? > 64 * MIB);
+    assert!(vm.meminfo("MemTotal")? > 64 * MIB);
     assert!(pages.free()? < free, "no huge page was taken");
     vm.power_off()?;
     assert_eq!(pages.free()?, free);

@@ -1,7 +1,6 @@
 //! The other guest: Debian's stock kernel and user space, as anyone would install it.
 
-use guest_tests::{Artefact, Cgroup, Config, Image, MIB, Result, Tessera, Vm, until, within};
-use serde_json::json;
+use guest_tests::{Artefact, Cgroup, Config, Image, MIB, Result, Tessera, Vm, within};
 
 /// From the monitor's start to a login, and from `poweroff` to the end; systemd takes its time.
 const PATIENCE: u32 = 400;
@@ -48,22 +47,8 @@ const BOOT: u64 = 512 * MIB;
 const ROOM: u64 = 4096 * MIB - BOOT;
 
 fn resize(vm: &Tessera, size: u64) -> Result<()> {
-    vm.api().put_json("vm.resize", &json!({ "desired_ram": size }))?.expect(204)?;
-    has(vm, size)
-}
-
-/// Waits until the guest has `size` bytes.
-fn has(vm: &Tessera, size: u64) -> Result<()> {
-    until(&format!("{} MiB in the guest", size / MIB), within(120), || {
-        let info = vm.api().get("vm.info")?.expect(200)?;
-        Ok((info.body["memory_actual_size"] == size).then_some(()))
-    })
-}
-
-/// What the guest's kernel has for its processes.
-fn mib_in_use(vm: &Tessera) -> Result<u64> {
-    let mib = vm.shell("awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo")?;
-    Ok(mib.parse()?)
+    vm.resize(size)?;
+    vm.reaches(size)
 }
 
 /// The driver is a module here, which udev loads; the kernel is as Debian built it.
@@ -78,7 +63,7 @@ fn debian_grows_to_4_gib_and_shrinks_and_the_host_has_its_memory_back() -> Resul
     let vm = log_in(Vm::from(config).in_cgroup(&cgroup))?;
     for _ in 0..2 {
         resize(&vm, BOOT + ROOM)?;
-        let mib = mib_in_use(&vm)?;
+        let mib = vm.meminfo("MemTotal")? / MIB;
         assert!(mib > 3800, "the guest does not use what it has: {mib} MiB");
         vm.shell("mount -o remount,size=90% /dev/shm; head -c 1G /dev/zero > /dev/shm/go")?;
         vm.shell("head -c 64M /dev/urandom > /dev/shm/stay; sha256sum /dev/shm/stay > /root/sum")?;
@@ -100,8 +85,8 @@ fn debian_grows_to_4_gib_and_shrinks_and_the_host_has_its_memory_back() -> Resul
     vm.console().send("reboot -ff\n")?;
     vm.console().wait_for_within("tessera login: root (automatic login)", within(PATIENCE))?;
     vm.console().wait_for_shell()?;
-    has(&vm, BOOT + ROOM)?;
-    assert!(mib_in_use(&vm)? > 3800, "the guest does not use what it has");
+    vm.reaches(BOOT + ROOM)?;
+    assert!(vm.meminfo("MemTotal")? > 3800 * MIB, "the guest does not use what it has");
     resize(&vm, BOOT)?;
     vm.power_off()
 }

@@ -11,9 +11,9 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 /// Where the monitor says its pseudo-terminal is.
 fn pty(vm: &Tessera, device: &str) -> Result<PathBuf> {
-    let info = vm.api().get("vm.info")?.expect(200)?;
-    let path = info.body["config"][device]["file"].as_str().map(PathBuf::from);
-    path.with_context(|| format!("vm.info names no file for {device}: {}", info.body["config"]))
+    let config = &vm.info()?["config"];
+    let path = config[device]["file"].as_str().map(PathBuf::from);
+    path.with_context(|| format!("vm.info names no file for {device}: {config}"))
 }
 
 /// Both sides of a terminal: a person's and a program's.

@@ -1,11 +1,8 @@
 //! A guest that attacks its monitor: it drives the virtio-mem device by itself and reaches for memory
-//! that it was not given. The attacks are in `tests/guest/hostile.c`.
-
-use std::fs;
+//! that it was not given. The attacks are in `tests/guest/hostile`.
 
 use guest_tests::{Cgroup, Config, GIB, MIB, Result, Tessera, Vm, until, within};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// What the guest boots with, what it is asked to have beside, and the room for it.
 const BOOT: u64 = 256 * MIB;
@@ -21,7 +18,6 @@ const LOG_LINES: usize = 100;
 
 struct Attack {
     vm: Tessera,
-    folder: TempDir,
 }
 
 impl Attack {
@@ -31,12 +27,9 @@ impl Attack {
     }
 
     fn of(vm: Vm) -> Result<Self> {
-        let folder = TempDir::new()?;
-        let argument = format!("path={}", folder.path().join("events").display());
-        let vm = vm.argument("--event-monitor").argument(argument).boot()?;
-        let attack = Self { vm, folder };
+        let attack = Self { vm: vm.with_events().boot()? };
         attack.runs("info")?;
-        attack.resize(BOOT + REQUESTED)?;
+        attack.vm.resize(BOOT + REQUESTED)?;
         Ok(attack)
     }
 
@@ -52,11 +45,6 @@ impl Attack {
         Ok(attack)
     }
 
-    fn resize(&self, size: u64) -> Result<()> {
-        self.vm.api().put_json("vm.resize", &json!({ "desired_ram": size }))?.expect(204)?;
-        Ok(())
-    }
-
     /// Runs the hostile program, of which every check must hold.
     fn runs(&self, command: &str) -> Result<String> {
         let printed = self.vm.shell(&format!("hostile {command}"))?;
@@ -64,15 +52,14 @@ impl Attack {
         Ok(printed)
     }
 
-    /// The counter of a device or of `_memory`, `_vcpus`.
-    fn counters(&self, of: &str) -> Result<Value> {
-        Ok(self.vm.api().get("vm.counters")?.expect(200)?.body[of].clone())
+    /// How many accesses were refused, a device's or a vCPU's.
+    fn refused(&self, by: &str) -> Result<u64> {
+        self.vm.counter("_memory", &format!("refused_{by}"))
     }
 
     /// What was told of refused accesses.
     fn refusals(&self) -> Result<Vec<Value>> {
-        let text = fs::read_to_string(self.folder.path().join("events"))?;
-        let events = serde_json::Deserializer::from_str(&text).into_iter::<Value>().flatten();
+        let events = self.vm.events()?.into_iter();
         let refused = |event: &Value| event["source"] == "memory" && event["event"] == "refused";
         Ok(events.filter(refused).map(|event| event["properties"].clone()).collect())
     }
@@ -118,13 +105,13 @@ fn requests_and_chains_of_any_form_get_one_answer_each() -> Result<()> {
     let attack = Attack::with_policy("Stop")?;
     attack.runs("requests")?;
     attack.runs("chains")?;
-    let counters = attack.counters("__mem")?;
+    let counters = attack.vm.counters()?["__mem"].clone();
     let sum = |names: &[&str]| names.iter().filter_map(|name| counters[name].as_u64()).sum::<u64>();
     let requests = sum(&["plug", "unplug", "unplug_all", "state", "malformed"]);
     let answers = sum(&["ack", "nack", "busy", "error", "unanswered"]);
     assert!(requests > 50, "{counters}");
     assert_eq!(requests, answers, "{counters}");
-    assert_eq!(attack.counters("_memory")?["refused_device"], 0);
+    assert_eq!(attack.refused("device")?, 0);
     attack.survives()?;
     attack.vm.power_off()
 }
@@ -142,7 +129,7 @@ fn resets_and_floods_leave_a_device_that_works_and_a_short_log() -> Result<()> {
     let attack = Attack::with_policy("Stop")?;
     attack.runs("resets 500")?;
     attack.runs("flood 50000")?;
-    assert!(attack.counters("__mem")?["error"].as_u64() >= Some(50_000));
+    assert!(attack.vm.counter("__mem", "error")? >= 50_000);
     attack.survives()?;
     attack.vm.power_off()
 }
@@ -151,16 +138,16 @@ fn resets_and_floods_leave_a_device_that_works_and_a_short_log() -> Result<()> {
 fn devices_are_refused_closed_memory_wherever_the_guest_points() -> Result<()> {
     let attack = Attack::with_policy("Report")?;
     attack.runs(&format!("rings {REGION:#x}"))?;
-    let rings = attack.counters("_memory")?["refused_device"].as_u64();
-    assert!(rings >= Some(3), "{rings:?}");
+    let rings = attack.refused("device")?;
+    assert!(rings >= 3, "{rings}");
     // Plugged and unplugged again, never plugged, never requested.
     attack.runs(&format!("plug {REGION:#x} 16"))?;
     attack.runs(&format!("unplug {REGION:#x} 16"))?;
     let end = REGION + ROOM;
     attack.runs(&format!("descriptors {REGION:#x} {end:#x} {:#x}", BLOCK / 2))?;
-    let refused = attack.counters("_memory")?["refused_device"].as_u64();
-    let least = 3 * (ROOM / (BLOCK / 2)) + rings.unwrap_or_default();
-    assert!(refused >= Some(least), "{refused:?} of {least}");
+    let refused = attack.refused("device")?;
+    let least = 3 * (ROOM / (BLOCK / 2)) + rings;
+    assert!(refused >= least, "{refused} of {least}");
     // The first, second, fourth, and so on.
     let told = attack.refusals()?;
     assert!((5..20).contains(&told.len()), "{} events", told.len());
@@ -168,7 +155,7 @@ fn devices_are_refused_closed_memory_wherever_the_guest_points() -> Result<()> {
     // Past the end there is nothing to be refused.
     let past = end + 16 * BLOCK;
     attack.runs(&format!("descriptors {end:#x} {past:#x} {BLOCK:#x}"))?;
-    assert_eq!(attack.counters("_memory")?["refused_device"].as_u64(), refused);
+    assert_eq!(attack.refused("device")?, refused);
     attack.survives()?;
     attack.vm.power_off()
 }
@@ -177,7 +164,7 @@ fn devices_are_refused_closed_memory_wherever_the_guest_points() -> Result<()> {
 fn memory_that_a_request_gives_back_under_its_own_feet_is_gone() -> Result<()> {
     let attack = Attack::with_policy("Report")?;
     attack.runs("own-ground")?;
-    assert!(attack.counters("_memory")?["refused_device"].as_u64() >= Some(2));
+    assert!(attack.refused("device")? >= 2);
     attack.survives()?;
     attack.vm.power_off()
 }
@@ -201,6 +188,12 @@ fn a_liar_about_partitions_has_no_more_than_was_given() -> Result<()> {
     let used = one("fn-2").map(|one| one["plugged"].clone());
     assert_eq!(used, Some(json!(32 * MIB)), "{list:?}");
     attack.runs(&format!("touch {kept:#x} write"))?;
+    // It answers nothing that is asked of it from here on.
+    for evacuate in [false, true] {
+        let removal = json!({"id": "fn-2", "timeout_ms": 500, "evacuate": evacuate});
+        let kept = attack.vm.api().put_json("vm.remove-partition", &removal)?.expect(409)?.body;
+        assert!(kept.to_string().contains("fn-2"), "{kept}");
+    }
     attack.survives()?;
     attack.end_with(&format!("touch {released:#x} read"), released, "in no partition")
 }
@@ -257,7 +250,7 @@ fn an_emulated_instruction_is_reported_or_stopped_as_asked() -> Result<()> {
     let command = format!("touch {REGION:#x} emulate");
     let attack = Attack::with_policy("Report")?;
     assert!(attack.runs(&command)?.contains("emulated"));
-    assert_eq!(attack.counters("_memory")?["refused_vcpu"], 1);
+    assert_eq!(attack.refused("vcpu")?, 1);
     let told = until("the event", within(10), || Ok(attack.refusals()?.pop()))?;
     assert_eq!(told["address"], format!("{REGION:#x}"));
     assert_eq!(told["by"], "vcpu");
@@ -273,7 +266,7 @@ fn past_the_end_of_memory_there_is_nothing() -> Result<()> {
     let end = REGION + ROOM + GIB / 2;
     assert!(attack.runs(&format!("touch {end:#x} read"))?.contains("read 0xff"));
     attack.runs(&format!("touch {end:#x} write"))?;
-    assert_eq!(attack.counters("_memory")?["refused_vcpu"], 0);
+    assert_eq!(attack.refused("vcpu")?, 0);
     attack.survives()?;
     attack.vm.power_off()
 }
@@ -287,7 +280,7 @@ fn a_hoarder_has_not_a_byte_over_its_allotment() -> Result<()> {
     let printed = attack.runs("hoard")?;
     let kept = REQUESTED / (128 * MIB) * BLOCK;
     assert!(printed.contains(&format!("kept {kept}")), "{printed}");
-    attack.resize(BOOT)?;
+    attack.vm.resize(BOOT)?;
     // Whatever it points the device at stays closed; what it kept is its own.
     for from in (0..ROOM).step_by(128 * MIB as usize) {
         let (first, end) = (REGION + from + BLOCK, REGION + from + 128 * MIB);
@@ -298,8 +291,7 @@ fn a_hoarder_has_not_a_byte_over_its_allotment() -> Result<()> {
     let over = after.saturating_sub(before + kept);
     println!("{} KiB more than before, {} KiB kept", (after - before) >> 10, kept >> 10);
     assert!(over < 8 * MIB, "{over} bytes over the allotment");
-    let end = attack.vm.api().get("vm.info")?.expect(200)?.body["memory_actual_size"].as_u64();
-    assert_eq!(end, Some(BOOT + kept));
+    assert_eq!(attack.vm.actual_size()?, BOOT + kept);
     attack.survives()?;
     // Its own instructions get no further, whatever the policy: KVM can't complete them.
     let touch = REGION + BLOCK;

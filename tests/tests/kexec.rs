@@ -2,7 +2,7 @@
 //! and one that a panic starts, which shows that memory (kdump).
 
 use anyhow::Context;
-use guest_tests::{Artefact, Config, Image, MIB, Result, Tessera, Vm, until, within};
+use guest_tests::{Artefact, Config, Hogs, Image, MIB, Result, Tessera, Vm, until, within};
 use serde_json::{Value, json};
 
 const SIZE: u64 = 64 * MIB;
@@ -46,26 +46,23 @@ impl Guest {
     }
 
     /// A function starts in the partition, and has memory there.
-    fn works(&self) -> Result<()> {
+    fn works(&self) -> Result<Hogs<'_>> {
         assert_eq!(self.partition("plugged")?["used"].as_u64().unwrap_or_default(), 0);
         self.vm.mount_cgroups()?;
         self.vm.shell("mkdir /cg/fn0; echo auto > /cg/fn0/memory.partition")?;
-        let mib = USED / MIB;
-        self.vm.shell(&format!(
-            "(hog 1 {mib} cgroup=/cg/fn > /out 2>&1 &); \
-             while ! grep -q ready /out; do sleep 0.1; done"
-        ))?;
-        self.partition("bound").map(drop)
+        let function = self.vm.hogs(1, USED / MIB, "cgroup=/cg/fn")?;
+        self.partition("bound")?;
+        Ok(function)
     }
 
-    /// The function ends, its partition goes, and the device was asked for nothing odd.
-    fn ends(self) -> Result<()> {
-        self.vm.shell("killall -9 hog; while pidof hog; do sleep 0.1; done")?;
+    /// A function works and ends, its partition goes, and the device was asked for nothing odd.
+    fn works_to_the_end(self) -> Result<()> {
+        self.works()?.end()?;
         self.vm.shell("echo none > /cg/fn0/memory.partition")?;
         let body = json!({"id": "fn-1", "timeout_ms": 30_000});
         self.vm.api().put_json("vm.remove-partition", &body)?.expect(200)?;
         assert_eq!(self.vm.partitions()?, Vec::<Value>::new());
-        let counters = self.vm.api().get("vm.counters")?.expect(200)?.body;
+        let counters = self.vm.counters()?;
         assert_eq!(counters["__partitions"]["error"], 0, "{counters}");
         assert_eq!(self.vm.complaints()?, "");
         self.vm.power_off()
@@ -77,8 +74,7 @@ fn a_kernel_that_kexec_goes_to_has_the_partitions_anew() -> Result<()> {
     let guest = Guest::boot("")?;
     guest.vm.console().send("kexec /kernel /initrd \"$(cat /proc/cmdline)\"\n")?;
     guest.vm.console().wait_for_shell()?;
-    guest.works()?;
-    guest.ends()
+    guest.works_to_the_end()
 }
 
 #[test]
@@ -96,16 +92,9 @@ fn a_kernel_that_a_panic_starts_shows_a_partitions_content_and_touches_no_closed
     guest.vm.console().wait_for_shell()?;
     let told = guest.vm.shell(&format!("vmcore {}", extents.join(" ")))?;
     println!("{told}");
-    let pages = |name: &str| {
-        let (before, _) = told.split_once(name)?;
-        before.rsplit(' ').next()?.parse::<u64>().ok()
-    };
-    let (with, without) = (pages(" pages with content"), pages(" without"));
-    let (with, without) = with.zip(without).context("no count of pages")?;
-    assert_eq!(with + without, SIZE / 4096, "all of the partition is shown");
-    assert!(with >= USED / 4096, "the function's pages are");
+    let all = format!(" {} pages, of a hog {}", SIZE / 4096, USED / 4096);
+    assert!(told.contains(&all), "all of the partition and each page of the function: {told}");
     guest.vm.console().send("reboot -f\n")?;
     guest.vm.console().wait_for_shell()?;
-    guest.works()?;
-    guest.ends()
+    guest.works_to_the_end()
 }

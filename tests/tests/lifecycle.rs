@@ -1,6 +1,5 @@
 //! What becomes of a VM: power off, reset, crash, pause, the power button, signals, events.
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,14 +61,14 @@ fn a_paused_guest_is_silent_and_goes_on_where_it_stood() -> Result<()> {
     vm.shell("( n=0; while usleep 50000; do n=$((n + 1)); echo tick $n; done & )")?;
     vm.console().wait_for("tick 3")?;
     vm.api().put("vm.pause")?.expect(204)?;
-    assert_eq!(vm.api().get("vm.info")?.expect(200)?.body["state"], "Paused");
+    assert_eq!(vm.info()?["state"], "Paused");
     // What was on its way has arrived by then.
     thread::sleep(Duration::from_millis(300));
     let said = vm.console().text();
     thread::sleep(Duration::from_secs(2));
     assert_eq!(vm.console().text(), said, "a paused guest spoke");
     vm.api().put("vm.resume")?.expect(204)?;
-    assert_eq!(vm.api().get("vm.info")?.expect(200)?.body["state"], "Running");
+    assert_eq!(vm.info()?["state"], "Running");
     let next = said.matches("tick").count() + 2;
     vm.console().wait_for(&format!("tick {next}\r"))?;
     let log = vm.shell("dmesg | grep -ciE 'lockup|stall' || true")?;
@@ -118,26 +117,17 @@ fn signals_end_the_process_well_and_leave_no_socket() -> Result<()> {
     idle.end()
 }
 
-/// The events in the file, as source and name.
-fn events(text: &str) -> Vec<String> {
-    let values = serde_json::Deserializer::from_str(text).into_iter::<Value>().flatten();
-    values
-        .map(|event| {
-            let timestamp = &event["timestamp"];
-            assert!(timestamp["secs"].is_u64() && timestamp["nanos"].is_u64(), "{event}");
-            let text = |name: &str| event[name].as_str().unwrap_or("?").to_owned();
-            format!("{} {}", text("source"), text("event"))
-        })
-        .collect()
+/// An event's source and name.
+fn name(event: &Value) -> String {
+    let timestamp = &event["timestamp"];
+    assert!(timestamp["secs"].is_u64() && timestamp["nanos"].is_u64(), "{event}");
+    let text = |name: &str| event[name].as_str().unwrap_or("?").to_owned();
+    format!("{} {}", text("source"), text("event"))
 }
 
 #[test]
 fn the_event_monitor_tells_all_that_happens() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("events");
-    let argument = format!("path={}", path.display());
-    let mut vm =
-        Vm::from(Config::vmlinux()?).argument("--event-monitor").argument(argument).boot()?;
+    let mut vm = Vm::from(Config::vmlinux()?).with_events().boot()?;
     vm.console().wait_for_shell()?;
     vm.api().put("vm.pause")?.expect(204)?;
     vm.api().put("vm.resume")?.expect(204)?;
@@ -147,7 +137,7 @@ fn the_event_monitor_tells_all_that_happens() -> Result<()> {
     vm.api().put("vm.delete")?.expect(204)?;
     vm.api().put("vmm.shutdown")?.expect(204)?;
     vm.end()?;
-    let told = events(&fs::read_to_string(path)?);
+    let told: Vec<_> = vm.events()?.iter().map(name).collect();
     let expected = [
         "vm booting",
         "vm booted",

@@ -32,47 +32,9 @@ fn vm(plugged_at_boot: u64) -> Result<Tessera> {
     Ok(vm)
 }
 
-fn resize(vm: &Tessera, size: u64) -> Result<()> {
-    vm.api().put_json("vm.resize", &json!({ "desired_ram": size }))?.expect(204)?;
-    Ok(())
-}
-
-fn actual_size(vm: &Tessera) -> Result<Option<u64>> {
-    Ok(vm.api().get("vm.info")?.expect(200)?.body["memory_actual_size"].as_u64())
-}
-
-/// Waits until the guest has followed.
-fn reaches(vm: &Tessera, size: u64) -> Result<()> {
-    until(&format!("{} MiB in the guest", size / MIB), within(120), || {
-        Ok((actual_size(vm)? == Some(size)).then_some(()))
-    })
-}
-
 /// What the guest counts as its memory, in MiB.
 fn total(vm: &Tessera) -> Result<u64> {
-    let kib = vm.shell("sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
-    Ok(kib.parse::<u64>()? / 1024)
-}
-
-/// Starts hogs in the guest and waits until they have touched all their memory.
-fn hogs(vm: &Tessera, name: &str, count: u32, mib: u32) -> Result<()> {
-    vm.shell(&format!("(hog {count} {mib} > /tmp/{name} & echo $! > /tmp/{name}.pid)"))?;
-    let ready =
-        format!("for i in $(seq 900); do grep -q ready /tmp/{name} && break; usleep 100000; done");
-    vm.shell(&format!("{ready}; grep -q ready /tmp/{name}"))?;
-    Ok(())
-}
-
-/// Whether the hogs find everything where they put it.
-fn are_intact(vm: &Tessera, name: &str) -> Result<()> {
-    let check = format!("for p in $(sed -n 's/hog [0-9]* \\([0-9]*\\)$/\\1/p' /tmp/{name})");
-    vm.shell(&format!("{check}; do kill -USR1 $p; done"))?;
-    let told = until("the hogs to look at their memory", within(30), || {
-        let told = vm.shell(&format!("grep -E 'intact|corrupt' /tmp/{name} || true"))?;
-        Ok((told.lines().count() == 2).then_some(told))
-    })?;
-    assert_eq!(told.matches("intact").count(), 2, "{told}");
-    Ok(())
+    Ok(vm.meminfo("MemTotal")? / MIB)
 }
 
 #[test]
@@ -82,23 +44,22 @@ fn a_stock_guest_grows_to_4_gib_and_shrinks_while_it_uses_its_memory() -> Result
     let small = total(&vm)?;
     let (start, available) = (cgroup.memory()?, available_memory()?);
     for round in 0..2 {
-        resize(&vm, BOOT + ROOM)?;
-        reaches(&vm, BOOT + ROOM)?;
+        vm.resize(BOOT + ROOM)?;
+        vm.reaches(BOOT + ROOM)?;
         assert!(total(&vm)? > 3900, "the guest does not use what it has");
-        hogs(&vm, "stay", 2, 48)?;
-        hogs(&vm, "go", 4, 256)?;
+        let (stay, go) = (vm.hogs(2, 48, "")?, vm.hogs(4, 256, "")?);
         let used = cgroup.memory()?;
         assert!(used > start + 1100 * MIB, "{} MiB, then {}", start / MIB, used / MIB);
-        vm.shell("kill $(cat /tmp/go.pid)")?;
+        go.end()?;
         // What stays is in the way, all over the memory, and must move.
-        resize(&vm, BOOT + 256 * MIB)?;
-        reaches(&vm, BOOT + 256 * MIB)?;
-        are_intact(&vm, "stay")?;
+        vm.resize(BOOT + 256 * MIB)?;
+        vm.reaches(BOOT + 256 * MIB)?;
+        stay.check()?;
         let left = cgroup.memory()?;
         assert!(left < BOOT + 256 * MIB + SLACK, "{} MiB on the host", left / MIB);
-        vm.shell("kill $(cat /tmp/stay.pid)")?;
-        resize(&vm, BOOT)?;
-        reaches(&vm, BOOT)?;
+        stay.end()?;
+        vm.resize(BOOT)?;
+        vm.reaches(BOOT)?;
         assert!(total(&vm)? <= small);
         let left = cgroup.memory()?;
         println!("round {round}: {} MiB in use, {} MiB left", used / MIB, left / MIB);
@@ -112,20 +73,20 @@ fn a_stock_guest_grows_to_4_gib_and_shrinks_while_it_uses_its_memory() -> Result
 
 /// Pauses the guest in the middle of a resize, and says how far it is. A guest may be so fast that it
 /// takes some attempts.
-fn paused_between(vm: &Tessera, from: u64, to: u64) -> Result<Option<u64>> {
+fn paused_between(vm: &Tessera, from: u64, to: u64) -> Result<u64> {
     for _ in 0..20 {
-        resize(vm, to)?;
+        vm.resize(to)?;
         until("the resize to begin", within(60), || {
-            Ok(actual_size(vm)?.filter(|&size| size != from))
+            Ok(Some(vm.actual_size()?).filter(|&size| size != from))
         })?;
         vm.api().put("vm.pause")?.expect(204)?;
-        let paused = actual_size(vm)?;
-        if paused != Some(to) {
+        let paused = vm.actual_size()?;
+        if paused != to {
             return Ok(paused);
         }
         vm.api().put("vm.resume")?.expect(204)?;
-        resize(vm, from)?;
-        reaches(vm, from)?;
+        vm.resize(from)?;
+        vm.reaches(from)?;
     }
     bail!("each pause came too late")
 }
@@ -136,9 +97,9 @@ fn a_pause_in_the_middle_of_a_resize_holds_it_up_and_no_more() -> Result<()> {
     for (from, to) in [(BOOT, BOOT + ROOM), (BOOT + ROOM, BOOT)] {
         let paused = paused_between(&vm, from, to)?;
         thread::sleep(Duration::from_secs(2));
-        assert_eq!(actual_size(&vm)?, paused, "a paused guest was resized");
+        assert_eq!(vm.actual_size()?, paused, "a paused guest was resized");
         vm.api().put("vm.resume")?.expect(204)?;
-        reaches(&vm, to)?;
+        vm.reaches(to)?;
     }
     assert_eq!(vm.shell("dmesg | grep -c 'marking device broken' || true")?, "0");
     vm.power_off()
@@ -150,26 +111,28 @@ fn a_pause_in_the_middle_of_a_resize_holds_it_up_and_no_more() -> Result<()> {
 fn a_thousand_shrinks_that_race_a_plug_leave_the_driver_working() -> Result<()> {
     let vm = vm(0)?;
     for round in 0..1000u64 {
-        resize(&vm, BOOT + (128 + round % 4 * 64) * MIB)?;
+        vm.resize(BOOT + (128 + round % 4 * 64) * MIB)?;
         // Somewhere else in the plug each time: between at once and several blocks in.
         thread::sleep(Duration::from_micros(round % 50 * 500));
-        resize(&vm, BOOT + round % 3 * 2 * MIB)?;
+        vm.resize(BOOT + round % 3 * 2 * MIB)?;
     }
     // And in the middle of one: some of the memory is there, the rest is asked for.
     for _ in 0..100 {
-        resize(&vm, BOOT)?;
-        reaches(&vm, BOOT)?;
-        resize(&vm, BOOT + 512 * MIB)?;
-        until("the plug to begin", within(60), || Ok(actual_size(&vm)?.filter(|&at| at > BOOT)))?;
+        vm.resize(BOOT)?;
+        vm.reaches(BOOT)?;
+        vm.resize(BOOT + 512 * MIB)?;
+        until("the plug to begin", within(60), || {
+            Ok(Some(vm.actual_size()?).filter(|&at| at > BOOT))
+        })?;
     }
-    let counters = vm.api().get("vm.counters")?.expect(200)?.body["__mem"].clone();
+    let counters = vm.counters()?["__mem"].clone();
     println!("{counters}");
     assert_eq!(counters["error"], 0, "{counters}");
     assert!(counters["nack"].as_u64() >= Some(1), "nothing raced: {counters}");
-    resize(&vm, BOOT + 512 * MIB)?;
-    reaches(&vm, BOOT + 512 * MIB)?;
-    resize(&vm, BOOT)?;
-    reaches(&vm, BOOT)?;
+    vm.resize(BOOT + 512 * MIB)?;
+    vm.reaches(BOOT + 512 * MIB)?;
+    vm.resize(BOOT)?;
+    vm.reaches(BOOT)?;
     assert_eq!(vm.shell("dmesg | grep -c 'marking device broken' || true")?, "0");
     vm.power_off()
 }
@@ -177,12 +140,12 @@ fn a_thousand_shrinks_that_race_a_plug_leave_the_driver_working() -> Result<()> 
 #[test]
 fn memory_plugged_at_boot_is_there_again_after_a_reset() -> Result<()> {
     let vm = vm(512 * MIB)?;
-    reaches(&vm, BOOT + 512 * MIB)?;
-    resize(&vm, BOOT + 256 * MIB)?;
-    reaches(&vm, BOOT + 256 * MIB)?;
+    vm.reaches(BOOT + 512 * MIB)?;
+    vm.resize(BOOT + 256 * MIB)?;
+    vm.reaches(BOOT + 256 * MIB)?;
     vm.console().send("reboot -f\n")?;
     vm.console().wait_for_shell()?;
-    reaches(&vm, BOOT + 256 * MIB)?;
+    vm.reaches(BOOT + 256 * MIB)?;
     vm.power_off()
 }
 
@@ -199,10 +162,10 @@ fn sizes_that_cannot_be_are_refused_and_change_nothing() -> Result<()> {
         let text = answer.body.to_string();
         assert!(text.contains("desired_ram: ") && text.contains(problem), "{text}");
     }
-    resize(&vm, BOOT)?;
+    vm.resize(BOOT)?;
     let partition = json!({ "id": "fn-1", "size": 64 * MIB });
     let answer = vm.api().put_json("vm.add-partition", &partition)?.expect(409)?;
     assert!(answer.body.to_string().contains("no room for partitions"), "{}", answer.body);
-    reaches(&vm, BOOT)?;
+    vm.reaches(BOOT)?;
     vm.power_off()
 }

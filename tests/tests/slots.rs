@@ -1,11 +1,10 @@
 //! Partitions that are a NUMA node each, in our small guest, whose kernel would have the channel:
 //! the API is the same, and so are its refusals. What users do in a stock guest is in `stock.rs`.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use guest_tests::{Config, GIB, MIB, Result, Stock, run, until, within};
+use guest_tests::{Config, GIB, Hogs, MIB, Result, SlotGuest, run, until, within};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -13,44 +12,40 @@ const SLOT: u64 = 256 * MIB;
 const WORDS: &str = "memhp_default_state=online_movable";
 
 /// A guest of 256 MiB with so many slots.
-fn vm_with(slots: u64, words: &str) -> Result<Stock> {
+fn vm_with(slots: u64, words: &str) -> Result<SlotGuest> {
     let partitions = json!({"mode": "numa", "slots": slots, "slot_size": SLOT});
-    Stock::ours(&json!({"size": 256 * MIB, "partitions": partitions}), &format!("{WORDS} {words}"))
+    SlotGuest::ours(
+        &json!({"size": 256 * MIB, "partitions": partitions}),
+        &format!("{WORDS} {words}"),
+    )
 }
 
-fn vm() -> Result<Stock> {
+fn vm() -> Result<SlotGuest> {
     vm_with(2, "")
 }
 
 /// Adds a partition, waits until the guest has it, and returns its node.
-fn add(vm: &Stock, id: &str) -> Result<u64> {
+fn add(vm: &SlotGuest, id: &str) -> Result<u64> {
     let node = vm.add(id, SLOT)?;
     vm.plugged()?;
     Ok(node)
 }
 
-/// Starts a process that fills so many MiB of a node, and waits until it has. Its output goes
-/// through a pipe: a file that it wrote would lie on its node, and would have to move. Linux puts
-/// plugged memory online a moment later; until then a control group that is to have it alone has
-/// its parent's.
-fn start(vm: &Stock, node: u64, mib: u64) -> Result<()> {
+/// Starts a process that fills so many MiB of a node, and waits until it has. Linux puts plugged
+/// memory online a moment later; until then a control group that is to have it alone has its
+/// parent's.
+fn start(vm: &SlotGuest, node: u64, mib: u64) -> Result<Hogs<'_>> {
     let base = format!("/sys/fs/cgroup/functions/fn{node}");
     vm.shell(&format!(
         "mkdir -p {base}0; echo {node} > {base}0/cpuset.mems; \
-         until [ \"$(cat {base}0/cpuset.mems.effective)\" = {node} ]; do sleep 0.1; done; \
-         rm -f /out{node}; hog 1 {mib} cgroup={base} 2>&1 | cat > /out{node} & \
-         while ! grep -q ready /out{node}; do sleep 0.1; done"
+         until [ \"$(cat {base}0/cpuset.mems.effective)\" = {node} ]; do sleep 0.1; done"
     ))?;
-    Ok(())
-}
-
-fn kill(vm: &Stock) -> Result<()> {
-    vm.shell("killall -9 hog; while pidof hog; do sleep 0.1; done").map(drop)
+    vm.hogs(1, mib, &format!("cgroup={base}"))
 }
 
 /// The sum of a counter over all devices of slots.
-fn counter(vm: &Stock, name: &str) -> Result<u64> {
-    let counters = vm.api().get("vm.counters")?.expect(200)?.body;
+fn counter(vm: &SlotGuest, name: &str) -> Result<u64> {
+    let counters = vm.counters()?;
     let devices = counters.as_object().context("no counters")?.iter();
     let slots = devices.filter(|(id, _)| id.starts_with("__slot"));
     Ok(slots.filter_map(|(_, counters)| counters[name].as_u64()).sum())
@@ -65,13 +60,14 @@ fn functions_come_and_go_in_nodes_of_their_own_and_next_to_nothing_is_migrated()
         let full = vm.api().put_json("vm.add-partition", &json!({"id": "fn-c", "size": SLOT}))?;
         let text = full.expect(409)?.body.to_string();
         assert!(text.contains("all 2 slots are taken"), "{text}");
+        let mut functions = Vec::new();
         for node in nodes {
-            start(&vm, node, 200)?;
+            functions.push(start(&vm, node, 200)?);
             let used = vm.on_node(node, "AnonPages")?;
-            assert!(used > 190 << 10, "{used} KiB on node {node}");
+            assert!(used > 190 * MIB, "{used} bytes on node {node}");
         }
         let before = vm.migrated()?;
-        kill(&vm)?;
+        functions.into_iter().try_for_each(Hogs::end)?;
         for id in ["fn-a", "fn-b"] {
             let gone = vm.remove(id)?;
             println!("round {round}: {id} was back after {} us", gone["removal_us"]);
@@ -82,8 +78,7 @@ fn functions_come_and_go_in_nodes_of_their_own_and_next_to_nothing_is_migrated()
         println!("round {round}: {moved} pages migrated");
         assert!(moved < 64, "{moved} pages");
         assert_eq!(vm.partitions()?, Vec::<Value>::new());
-        let info = vm.api().get("vm.info")?.expect(200)?.body;
-        assert_eq!(info["memory_actual_size"], 256 * MIB);
+        assert_eq!(vm.actual_size()?, 256 * MIB);
     }
     vm.power_off()
 }
@@ -107,19 +102,15 @@ fn a_reboot_asks_for_the_same_partitions_in_the_same_nodes() -> Result<()> {
 
 #[test]
 fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()> {
-    let folder = TempDir::new()?;
-    let events = folder.path().join("events");
-    let vm = Stock::ours_with_events(
+    let vm = SlotGuest::ours_with_events(
         &json!({"size": 256 * MIB, "partitions": {"mode": "numa", "slots": 2, "slot_size": SLOT}}),
         WORDS,
-        &events,
     )?;
-    let memctl = |words: &str| vm.memctl(words);
-    memctl("add fn-a --size 128M")?;
+    vm.memctl("add fn-a --size 128M")?;
     vm.plugged()?;
-    memctl("resize fn-a --size 256M")?;
+    vm.memctl("resize fn-a --size 256M")?;
     vm.plugged()?;
-    let list = memctl("ls")?;
+    let list = vm.memctl("ls")?;
     let row = list.lines().find(|line| line.starts_with("fn-a")).context("no row")?;
     let words: Vec<_> = row.split_whitespace().collect();
     assert_eq!(words[1..6], ["plugged", "256", "MiB", "256", "MiB"], "{list}");
@@ -130,23 +121,22 @@ fn calls_events_counters_and_memctl_are_those_of_other_partitions() -> Result<()
     assert!(one["plugs"].as_u64() > Some(0) && one["unplugs"] == 0, "{one}");
     assert_eq!(one["extents"][0]["size"], SLOT);
     assert_eq!(counter(&vm, "plugged_bytes")?, SLOT);
-    let info = vm.api().get("vm.info")?.expect(200)?.body;
+    let info = vm.info()?;
     let memory = &info["device_tree"]["__slot0"]["memory"];
     assert_eq!((&memory["plugged"], &memory["shared"]["plugged"]), (&json!(SLOT), &json!(0)));
 
-    let told = memctl("rm fn-a")?;
+    let told = vm.memctl("rm fn-a")?;
     assert!(told.contains("fn-a"), "{told}");
     assert_eq!(counter(&vm, "unplugged_bytes")?, SLOT);
     // Who waits is answered before who watches.
-    let text = until("the last event", within(10), || {
-        let text = fs::read_to_string(&events)?;
-        Ok(text.contains("released").then_some(text))
+    let steps = until("the last event", within(10), || {
+        let events = vm.events()?.into_iter();
+        let of_partition = events.filter(|event| event["source"] == "partition");
+        let steps: Vec<_> = of_partition.map(|event| event["properties"].clone()).collect();
+        Ok(steps.iter().any(|step| !step["released"].is_null()).then_some(steps))
     })?;
-    let all = serde_json::Deserializer::from_str(&text).into_iter::<Value>().flatten();
-    let of_partition = all.filter(|event| event["source"] == "partition");
-    let steps: Vec<_> = of_partition.map(|event| event["properties"].clone()).collect();
     let states: Vec<_> = steps.iter().filter_map(|step| step["state"].as_str()).collect();
-    assert_eq!(states, ["requested", "plugged", "absent"], "{text}");
+    assert_eq!(states, ["requested", "plugged", "absent"], "{steps:?}");
     let released = steps.last().context("no event")?;
     assert_eq!(released["released"], SLOT.to_string(), "{released}");
     assert_eq!(released["node"], "1", "{released}");
@@ -183,8 +173,7 @@ fn a_guest_that_makes_no_nodes_is_a_conflict_that_says_what_to_do() -> Result<()
     assert_eq!(status, 1, "{told}");
     assert!(told.contains("there can be no node 1"), "{told}");
 
-    let driver = "/sys/bus/virtio/drivers/virtio_mem";
-    vm.shell(&format!("cd {driver}; for device in virtio*; do echo $device > unbind; done; cd /"))?;
+    vm.unbind_memory()?;
     let text = add()?.expect(409)?.body.to_string();
     assert!(text.contains("driver for this memory is not up"), "{text}");
     assert_eq!(vm.partitions()?, Vec::<Value>::new());
@@ -223,15 +212,15 @@ impl Cost {
                 json!({"size": 256 * MIB, "partitions": partitions})
             }
         };
-        let vm = Stock::ours(&memory, WORDS)?;
+        let vm = SlotGuest::ours(&memory, WORDS)?;
         let boot = begin.elapsed();
-        let free = vm.shell("sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
+        let guest = 256 * MIB - vm.meminfo("MemAvailable")?;
         let mappings = vm.process().mappings()?;
         // Its memory is the largest mapping.
         let ram = mappings.iter().map(|mapping| mapping.resident).max().unwrap_or_default();
         let all: u64 = mappings.iter().map(|mapping| mapping.resident).sum();
         vm.power_off()?;
-        Ok(Self { boot, guest: (256 << 10) - free.parse::<u64>()?, host: (all - ram) >> 10 })
+        Ok(Self { boot, guest: guest >> 10, host: (all - ram) >> 10 })
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use guest_tests::{GIB, MIB, Result, Stock, is_long, until, within};
+use guest_tests::{GIB, MIB, Result, SlotGuest, is_long};
 use serde_json::{Value, json};
 
 /// Linux puts memory online in blocks of this size.
@@ -14,10 +14,10 @@ const SLOT: u64 = 128 * MIB;
 const WORDS: &str = "memhp_default_state=online_movable";
 
 /// A guest with so many slots.
-fn debian(slots: u64, size: u64, words: &str) -> Result<Stock> {
+fn debian(slots: u64, size: u64, words: &str) -> Result<SlotGuest> {
     // Its kernel has no channel, so auto means slots.
     let partitions = json!({"mode": "auto", "size": GIB, "slots": slots, "slot_size": size});
-    let vm = Stock::debian(&json!({"partitions": partitions}), words)?;
+    let vm = SlotGuest::debian(&json!({"partitions": partitions}), words)?;
     // Runs a command as a function on the node of its number, and waits for what it prints. That
     // goes through a pipe: a file in memory that it wrote would lie on its node. Waits give up, and
     // show why.
@@ -84,7 +84,7 @@ fn what_would_have_to_be_moved_is_told_before() -> Result<()> {
 
 /// What a function read lies on its node. The script gives it back; without, Linux drops it page by
 /// page while the host waits.
-fn page_cache(vm: &Stock) -> Result<()> {
+fn page_cache(vm: &SlotGuest) -> Result<()> {
     vm.add("fn-1", SLOT)?;
     vm.shell("tessera-function run fn-1 1 128 cat /root/file 2> /run/told > /dev/null")?;
     let told = vm.shell("cat /run/told")?;
@@ -105,7 +105,7 @@ fn page_cache(vm: &Stock) -> Result<()> {
          rmdir fn-1; cd; tessera-function check 1 2>&1 || true",
     )?;
     assert!(told_later.contains("KiB of file are others'"), "{told_later}");
-    assert!(vm.on_node(1, "FilePages")? >= 40 << 10);
+    assert!(vm.on_node(1, "FilePages")? >= 40 * MIB);
     let dropped = micros(&vm.remove("fn-1")?, "removal_us");
     assert_eq!(vm.migrated()?, before, "it is clean, so nothing is copied");
     println!("40 MiB of page cache: removed in {dropped} us, without in {reclaimed} us; {told}");
@@ -113,7 +113,7 @@ fn page_cache(vm: &Stock) -> Result<()> {
 }
 
 /// Files that a function leaves in memory can't be given back.
-fn tmpfs(vm: &Stock) -> Result<()> {
+fn tmpfs(vm: &SlotGuest) -> Result<()> {
     vm.add("fn-1", SLOT)?;
     vm.shell("tessera-function run fn-1 1 128 head -c 8M /dev/zero 2> /run/told > /dev/null")?;
     assert_eq!(vm.shell("grep -c tmpfs /run/told || true")?, "0");
@@ -128,7 +128,7 @@ fn tmpfs(vm: &Stock) -> Result<()> {
 }
 
 /// A process that no cpuset keeps away may use a node, and does when it is told to.
-fn strangers(vm: &Stock) -> Result<()> {
+fn strangers(vm: &SlotGuest) -> Result<()> {
     vm.add("fn-1", SLOT)?;
     vm.plugged()?;
     assert_eq!(vm.shell("tessera-function check 1 2>&1")?, "", "nobody else may use it");
@@ -144,7 +144,7 @@ fn strangers(vm: &Stock) -> Result<()> {
 }
 
 /// A function whose node is removed lives on, on node 0 and on no other function's.
-fn a_node_that_goes_too_early(vm: &Stock) -> Result<()> {
+fn a_node_that_goes_too_early(vm: &SlotGuest) -> Result<()> {
     for n in [1, 2] {
         vm.add(&format!("fn-{n}"), SLOT)?;
         vm.shell(&format!("start {n} 128 hog 1 64; await {n} ready"))?;
@@ -216,22 +216,15 @@ fn released_from_a_slot(words: &str, thp: &str) -> Result<(Duration, Duration)> 
 fn released_from_among_survivors(words: &str, thp: &str) -> Result<Duration> {
     let memory = json!({"hotplug_method": "VirtioMem", "hotplug_size": 4 * GIB,
                         "hotplugged_size": 4 * GIB});
-    let vm = Stock::debian(&memory, words)?;
+    let vm = SlotGuest::debian(&memory, words)?;
     vm.shell(&format!("echo {thp} > /sys/kernel/mm/transparent_hugepage/enabled"))?;
-    let reaches = |size: u64| {
-        until("the guest's memory", within(120), || {
-            let info = vm.api().get("vm.info")?.expect(200)?.body;
-            Ok((info["memory_actual_size"] == size).then_some(()))
-        })
-    };
-    reaches(512 * MIB + 4 * GIB)?;
-    vm.shell("hog 4 1000 > /run/out & until grep -q ready /run/out; do sleep 0.2; done")?;
-    vm.shell("kill -9 $(sed -n 's/^hog 1 \\([0-9]\\)/\\1/p' /run/out); sleep 2")?;
+    vm.reaches(512 * MIB + 4 * GIB)?;
+    let hogs = vm.hogs(4, 1000, "")?;
+    vm.shell(&format!("kill -9 {}; sleep 2", hogs.pid(1)))?;
     let before = vm.migrated()?;
     let begin = Instant::now();
-    let body = json!({ "desired_ram": 512 * MIB + 3 * GIB });
-    vm.api().put_json("vm.resize", &body)?.expect(204)?;
-    reaches(512 * MIB + 3 * GIB)?;
+    vm.resize(512 * MIB + 3 * GIB)?;
+    vm.reaches(512 * MIB + 3 * GIB)?;
     let took = begin.elapsed();
     println!("plain: {took:?}, {} pages migrated", vm.migrated()? - before);
     Ok(took)

@@ -1,28 +1,22 @@
 //! Memory zones, NUMA nodes, and what the host can promise.
 
-use std::process::{Command, Output};
-
 use anyhow::Context;
-use guest_tests::{Artefact, Config, Result, Tessera, Vm, until, within};
+use guest_tests::{Config, MIB, Result, Tessera, Vm, until, within};
 use serde_json::{Value, json};
 
-const MIB: u64 = 1 << 20;
 const ONLINE: &str = "memhp_default_state=online_movable";
 
-fn info(vm: &Tessera) -> Result<Value> {
-    Ok(vm.api().get("vm.info")?.expect(200)?.body)
-}
-
 /// What the guest counts as the memory of a node, in MiB.
-fn total(vm: &Tessera, node: u32) -> Result<u64> {
-    let file = format!("/sys/devices/system/node/node{node}/meminfo");
-    let kib = vm.shell(&format!("sed -n 's/.*MemTotal: *\\([0-9]*\\) kB/\\1/p' {file}"))?;
-    Ok(kib.trim().parse::<u64>()? / 1024)
+fn total(vm: &Tessera, node: u64) -> Result<u64> {
+    Ok(vm.on_node(node, "MemTotal")? / MIB)
 }
 
 /// Two nodes, each with a vCPU and a zone that can grow by 1 GiB.
 fn nodes() -> Result<Tessera> {
-    let zone = |id: &str, size: u64| json!({"id": id, "size": size, "hotplug_size": 1024 * MIB, "host_numa_node": 0});
+    let zone = |id: &str, size: u64| {
+        let room = 1024 * MIB;
+        json!({"id": id, "size": size, "hotplug_size": room, "host_numa_node": 0})
+    };
     let node = |number: u32, zone: &str, distance: u8| {
         json!({"guest_numa_id": number, "cpus": [number], "memory_zones": [zone],
                "distances": [{"destination": 1 - number, "distance": distance}]})
@@ -59,11 +53,8 @@ fn zones_belong_to_their_nodes_and_grow_on_their_own() -> Result<()> {
     };
     for size in [640, 128] {
         resize("far", size * MIB)?.expect(204)?;
-        until(&format!("{size} MiB in the zone"), within(60), || {
-            let all = (256 + size) * MIB;
-            Ok((info(&vm)?["memory_actual_size"] == all).then_some(()))
-        })?;
-        let region = info(&vm)?["device_tree"]["__mem_far"]["memory"].clone();
+        vm.reaches((256 + size) * MIB)?;
+        let region = vm.info()?["device_tree"]["__mem_far"]["memory"].clone();
         assert_eq!(region["plugged"], (size - 128) * MIB);
         let (now, grown) = (total(&vm, 1)?, size - 128);
         assert!((far + grown).abs_diff(now) < 16, "{far} MiB, then {now} MiB");
@@ -92,22 +83,8 @@ fn a_guest_is_not_promised_more_than_the_host_has() -> Result<()> {
     let text = vm.api().put_json("vm.resize", &body)?.expect(409)?.body.to_string();
     assert!(text.contains("the host would have to provide 512 GiB"), "{text}");
     assert!(text.contains("memory.overcommit"), "{text}");
-    assert_eq!(info(&vm)?["device_tree"]["__mem"]["memory"]["requested"], 0);
+    assert_eq!(vm.info()?["device_tree"]["__mem"]["memory"]["requested"], 0);
     vm.power_off()
-}
-
-/// Runs memctl on a VM.
-fn memctl(vm: &Tessera, arguments: &str) -> Result<Output> {
-    let mut command = Command::new(Artefact::Memctl.path()?);
-    command.arg("--api-socket").arg(vm.socket()).args(arguments.split(' '));
-    command.output().context("cannot start memctl")
-}
-
-/// What it printed, where it went well.
-fn printed(vm: &Tessera, arguments: &str) -> Result<String> {
-    let output = memctl(vm, arguments)?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 #[test]
@@ -118,20 +95,20 @@ fn memctl_shows_and_steers_a_live_vm() -> Result<()> {
         .cmdline(ONLINE);
     let vm = Vm::from(config).boot()?;
     vm.shell("true")?;
-    let list = printed(&vm, "ls")?;
+    let list = vm.memctl("ls")?;
     assert!(list.contains("(shared)") && list.contains("Running"), "{list}");
-    let told = printed(&vm, "resize-vm --memory 384M")?;
+    let told = vm.memctl("resize-vm --memory 384M")?;
     assert!(told.contains("384 MiB asked for"), "{told}");
     until("memctl to show 384 MiB", within(60), || {
-        let list: Value = serde_json::from_str(&printed(&vm, "ls --json")?)?;
+        let list: Value = serde_json::from_str(&vm.memctl("ls --json")?)?;
         Ok((list["info"]["memory_actual_size"] == 384 * MIB).then_some(()))
     })?;
-    let list = printed(&vm, "ls")?;
+    let list = vm.memctl("ls")?;
     let shared = list.lines().find(|line| line.starts_with("(shared)"));
     let words: Vec<_> = shared.context("no shared memory")?.split_whitespace().collect();
     assert_eq!(words[2..6], ["384", "MiB", "384", "MiB"], "{list}");
 
-    let refused = memctl(&vm, "add fn-1 --size 64M")?;
+    let refused = vm.run_memctl("add fn-1 --size 64M")?;
     let errors = String::from_utf8(refused.stderr)?;
     assert_eq!(refused.status.code(), Some(1));
     assert!(errors.contains("no room for partitions"), "{errors}");

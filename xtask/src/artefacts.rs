@@ -43,7 +43,6 @@ impl Artefacts {
         let mut variables = vec![
             ("TESSERA_VMLINUX", self.kernel.vmlinux.as_path()),
             ("TESSERA_BZIMAGE", &self.kernel.bzimage),
-            ("TESSERA_MODULE", &self.kernel.module),
             ("TESSERA_INITRAMFS", &self.initramfs),
             ("TESSERA_PROGRAMS_INITRAMFS", &self.guest_programs),
             ("TESSERA_SELFTEST", &self.selftest),

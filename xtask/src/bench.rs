@@ -41,18 +41,19 @@ pub(crate) struct Options {
 /// Builds the release binaries and runs the programs one after the other, each in its own lab.
 pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
     setup::packages()?;
-    let artefacts = Artefacts::ensure(cache)?;
     step("building the release binaries");
-    let tessera = cargo::release_binary("vmm", "tessera")?;
-    let mut programs = cargo::build(&["build", "--release", "--package", "benches", "--bins"])?;
-    // The demo measures too, but for people to watch.
-    programs.retain(|program| match &options.name {
-        Some(name) => *name == program.name,
-        None => program.name != "demo",
-    });
-    if programs.is_empty() {
-        bail!("no benchmark program of that name");
+    let mut words = vec!["build", "--release", "--package", "benches"];
+    match &options.name {
+        // Of a name that there is not, cargo says which there are.
+        Some(name) => words.extend(["--bin", name]),
+        None => words.push("--bins"),
     }
+    let mut programs = cargo::build(&words)?;
+    // The demo measures too, but for people to watch.
+    programs.retain(|program| options.name.is_some() || program.name != "demo");
+    let tessera = cargo::release_binary("vmm", "tessera")?;
+    let memctl = cargo::release_binary("memctl", "memctl")?;
+    let artefacts = Artefacts::ensure_ours(cache)?;
     let output = workspace().join(&options.output);
     let lab = if options.here { Lab::Host } else { Lab::find(cache, false)?.with_cpu(options.cpu) };
     for program in programs {
@@ -63,6 +64,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         let mut job = Job::new(words)?
             .with_shares(vec![output.clone()])?
             .with_variable("TESSERA_BIN", &tessera)
+            .with_variable("MEMCTL_BIN", &memctl)
             .with_variable("TESSERA_COMMAND", command)
             .with_variable("TESSERA_OUTPUT", &output)
             .with_variable("TESSERA_TEST_TIMEOUT_SCALE", PATIENCE);

@@ -27,8 +27,6 @@ pub(crate) struct Kernel {
     pub(crate) vmlinux: PathBuf,
     /// The compressed image, booted through the 64-bit Linux protocol.
     pub(crate) bzimage: PathBuf,
-    /// A module that fits this kernel, for tests that load one.
-    pub(crate) module: PathBuf,
 }
 
 /// The inputs in the repository.
@@ -40,11 +38,7 @@ pub(crate) struct Inputs {
 /// Gives the kernel for the present patches and fragments, and builds it when it is missing.
 pub(crate) fn ensure(cache: &Cache) -> Result<Kernel> {
     let dir = built(cache, "kernel", &Inputs::in_workspace()?, "4 to 8 minutes")?;
-    Ok(Kernel {
-        vmlinux: dir.join("vmlinux"),
-        bzimage: dir.join("bzImage"),
-        module: dir.join("rtc-cmos.ko"),
-    })
+    Ok(Kernel { vmlinux: dir.join("vmlinux"), bzimage: dir.join("bzImage") })
 }
 
 /// Gives the vmlinux of the kernel that checks itself, and builds it when it is missing.
@@ -192,12 +186,9 @@ fn collect(tree: &Path, dir: &Path) -> Result<()> {
         .arg("-o")
         .arg(dir.join("vmlinux"))
         .arg(tree.join("vmlinux")))?;
-    for (from, to) in [
-        ("arch/x86/boot/bzImage", "bzImage"),
-        ("drivers/rtc/rtc-cmos.ko", "rtc-cmos.ko"),
-        ("System.map", "System.map"),
-        (".config", "config"),
-    ] {
+    for (from, to) in
+        [("arch/x86/boot/bzImage", "bzImage"), ("System.map", "System.map"), (".config", "config")]
+    {
         fs::copy(tree.join(from), dir.join(to)).with_context(|| format!("no {from} was built"))?;
     }
     Ok(())

@@ -190,7 +190,8 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
 
     #[test]
     fn a_line_broken_by_a_child_process_is_counted_by_the_result() {
-        let output = "test a ... from a child\nok\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured";
+        let output = "test a ... from a child\nok\n\
+                      test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured";
         assert_eq!(tally("t", output, true).line(), "1 passed, 0 failed, 0 skipped");
     }
 

@@ -6,22 +6,21 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use benches::comparison::{Comparison, Merit};
 use benches::facts::Machine;
-use benches::figure::{Colour, Figure, Goal, Panel, Row};
-use benches::output::{Output, command_line};
+use benches::output::Output;
 use benches::place::Place;
 use benches::process::Process;
-use benches::samples::{Samples, Series};
 use benches::unit::Unit;
-use benches::{api, table::Table};
 use clap::Parser;
-use serde::Serialize;
+use guest_tests::Connection;
 
 /// What the project promises: CPU time from exec until the API answers.
 const GOAL_S: f64 = 0.008;
@@ -43,124 +42,56 @@ struct Options {
     runs: u32,
 }
 
-/// What `api_ready.json` holds. Times are in seconds.
-#[derive(Serialize)]
-struct Outcome {
-    benchmark: String,
-    command: String,
-    machine: Machine,
-    tessera_file_bytes: u64,
-    cpu_s: Samples,
-    wall_s: Samples,
-}
-
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("api_ready: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("api_ready", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
     let place = Place::new()?;
     let tessera = place.staged("TESSERA_BIN")?;
-    let mut series = Series::default();
     // The first start warms the page cache up.
-    start(&place, &tessera, &mut Series::default())?;
-    for _ in 0..options.runs {
-        start(&place, &tessera, &mut series)?;
-    }
-    let outcome = Outcome {
-        benchmark: options.output.stem("api_ready"),
-        command: command_line(),
-        machine: Machine::read(),
-        tessera_file_bytes: fs::metadata(&tessera)?.len(),
-        cpu_s: series.take("cpu_s")?,
-        wall_s: series.take("wall_s")?,
-    };
-    print!("{}", table(&outcome).to_text());
-    let json = serde_json::to_string_pretty(&outcome)? + "\n";
-    let name = &outcome.benchmark;
-    options.output.write(&format!("{name}.json"), &json)?;
-    options.output.write(&format!("{name}.md"), &markdown(&outcome))?;
-    options.output.write(&format!("{name}.svg"), &figure(&outcome).to_svg())
+    start(&place, &tessera)?;
+    let starts = (0..options.runs).map(|_| start(&place, &tessera));
+    let (cpu, time) = starts.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let merit = |name, values| Merit::new(name, Unit::Seconds, [("Tessera", values)]);
+    let cpu = merit("CPU time from exec until the API answers", cpu)?;
+    // The promise is about hardware.
+    let cpu = if Machine::read().lab { cpu } else { cpu.at_most(GOAL_S) };
+    let time = merit("Time from exec until the API answers", time)?;
+    let size = Unit::Bytes.format(fs::metadata(&tessera)?.len() as f64);
+    let how = format!("{} starts without a VM; the binary has {size}.", options.runs);
+    Comparison::new(&options.output, "api_ready", "API ready", how, vec![cpu, time])
+        .publish(&options.output)
 }
 
-/// Starts Tessera without a VM until its API has answered, and shuts it down.
-fn start(place: &Place, tessera: &Path, series: &mut Series) -> Result<()> {
+/// Starts Tessera without a VM until its API has answered, and shuts it down. CPU time and time until
+/// the answer, in seconds.
+fn start(place: &Place, tessera: &Path) -> Result<(f64, f64)> {
     let socket = place.socket();
     let mut command = Command::new(tessera);
     command.arg("--api-socket").arg(format!("path={}", socket.display()));
     let started = Instant::now();
     let process = Process::start(&mut command)?;
-    while let Err(error) = api::request(&socket, "GET", "vmm.ping") {
-        if started.elapsed() > LIMIT {
-            return Err(error).context("the API never answered vmm.ping");
-        }
+    let mut answered = ping(&socket);
+    while answered.is_err() && started.elapsed() <= LIMIT {
         thread::sleep(RETRY);
+        answered = ping(&socket);
     }
-    series.add("wall_s", started.elapsed().as_secs_f64());
-    series.add("cpu_s", process.cpu_time()?.as_secs_f64());
-    api::request(&socket, "PUT", "vmm.shutdown").context("vmm.shutdown failed")?;
+    let mut connection = answered.context("the API never answered vmm.ping")?;
+    let time = started.elapsed();
+    // Still connected, so that the thread that answered counts.
+    let cpu = process.cpu_time()?;
+    connection.call("PUT", "vmm.shutdown", None)?.expect(204)?;
     let ended = process.wait_for_end(LIMIT)?;
     if !ended.status.success() {
         bail!("after vmm.shutdown tessera ended with {}:\n{}", ended.status, ended.output);
     }
-    Ok(())
+    Ok((cpu.as_secs_f64(), time.as_secs_f64()))
 }
 
-fn table(outcome: &Outcome) -> Table {
-    let mut table = Table::new(&["exec until the API answers", "median", "fastest", "slowest"]);
-    for (name, samples) in [("CPU time", &outcome.cpu_s), ("time", &outcome.wall_s)] {
-        let values = [samples.median(), samples.min(), samples.max()];
-        let cells = values.map(|value| Unit::Seconds.format(value));
-        table.row(std::iter::once(name.to_owned()).chain(cells));
-    }
-    table
-}
-
-fn markdown(outcome: &Outcome) -> String {
-    format!(
-        "## API ready\n\nMade by `{}`. {} starts without a VM; the binary has {}. {}\n\n\
-         ![from exec until the API answers](results/{}.svg)\n\n{}",
-        outcome.command,
-        outcome.cpu_s.n(),
-        Unit::Bytes.format(outcome.tessera_file_bytes as f64),
-        outcome.machine.describe(),
-        outcome.benchmark,
-        table(outcome).to_markdown()
-    )
-}
-
-fn figure(outcome: &Outcome) -> Figure {
-    let row = |label: &str, samples: &Samples, colour| Row {
-        label: label.to_owned(),
-        samples: samples.clone(),
-        colour,
-        note: String::new(),
-    };
-    // The promise is about hardware.
-    let goal = (!outcome.machine.lab)
-        .then(|| Goal { value: GOAL_S, label: "goal for CPU time: 8 ms".to_owned() });
-    Figure {
-        title: "From exec until the API answers".to_owned(),
-        subtitle: format!(
-            "{} starts without a VM. {}",
-            outcome.cpu_s.n(),
-            outcome.machine.describe()
-        ),
-        panels: vec![Panel {
-            title: "Until the answer to vmm.ping".to_owned(),
-            unit: Unit::Seconds,
-            rows: vec![
-                row("CPU time", &outcome.cpu_s, Colour::Blue),
-                row("Time", &outcome.wall_s, Colour::Grey),
-            ],
-            goal,
-        }],
-        command: outcome.command.clone(),
-    }
+/// A connection over which the API has answered.
+fn ping(socket: &Path) -> Result<Connection> {
+    let mut connection = Connection::over(UnixStream::connect(socket)?)?;
+    connection.call("GET", "vmm.ping", None)?.expect(200)?;
+    Ok(connection)
 }

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use benches::elastic::{Elastic, Guest, MIB, Monitor};
+use benches::elastic::{Elastic, Guest, Monitor};
 use benches::facts::Machine;
 use benches::place::Place;
 use benches::scene::{Functions, Release, Scene};
@@ -17,6 +17,7 @@ use benches::smaps;
 use benches::table::Table;
 use benches::unit::Unit;
 use benches::way::Way;
+use guest_tests::MIB;
 use serde_json::{Map, Value};
 
 /// Eight functions: what each does besides keeping its memory in use, as the guest's shell starts
@@ -46,13 +47,7 @@ struct End {
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("demo: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("demo", run())
 }
 
 fn run() -> Result<()> {

@@ -17,14 +17,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use benches::comparison::{Comparison, Entry, Judge, Merit};
-use benches::elastic::{Elastic, Guest, MIB, Monitor};
+use benches::comparison::{Comparison, Judge, Merit};
+use benches::elastic::{Elastic, Guest, Monitor};
 use benches::facts::Machine;
-use benches::output::{Output, command_line};
+use benches::output::Output;
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::unit::Unit;
 use clap::Parser;
+use guest_tests::MIB;
 use serde_json::json;
 
 const THREADS: [u64; 3] = [1, 2, 4];
@@ -95,13 +96,7 @@ impl Source {
 type Measured = BTreeMap<(u64, bool, Source), Vec<f64>>;
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("faults: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("faults", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -191,25 +186,27 @@ fn nanos(text: &str) -> Option<u64> {
 }
 
 fn report(measured: Measured, options: &Options, release: &str) -> Result<Comparison> {
-    let mut merits: BTreeMap<(u64, bool), Vec<Entry>> = BTreeMap::new();
+    let mut cases = BTreeMap::<_, Vec<_>>::new();
     for ((threads, huge, source), values) in measured {
-        let entry = Entry { name: source.name().to_owned(), samples: Samples::new(values)? };
-        merits.entry((threads, huge)).or_default().push(entry);
+        cases.entry((threads, huge)).or_default().push((source.name(), values));
     }
-    let merit = |((threads, huge), entries): ((u64, bool), Vec<Entry>)| {
+    let [inside, beside, plain] =
+        [Source::Partition, Source::Beside, Source::PlainKernel].map(Source::name);
+    let mut merits = Vec::new();
+    for ((threads, huge), values) in cases {
         let pages = if huge { "2 MiB" } else { "4 KiB" };
         let plural = if threads == 1 { "" } else { "s" };
         let title = format!("{} MiB touched by {threads} thread{plural}, {pages}", options.size);
-        let [inside, beside, plain] =
-            [Source::Partition, Source::Beside, Source::PlainKernel].map(Source::name);
-        Merit::new(&title, Unit::Seconds, entries)
+        let merit = Merit::new(&title, Unit::Seconds, values)?
             .judged(inside, beside, GOAL, Judge::Rounds)
-            .judged(beside, plain, GOAL, Judge::Rounds)
-    };
-    Ok(Comparison {
-        name: options.output.stem("faults"),
-        title: "Page faults in a partition and outside".into(),
-        how: format!(
+            .judged(beside, plain, GOAL, Judge::Rounds);
+        merits.push(merit);
+    }
+    Ok(Comparison::new(
+        &options.output,
+        "faults",
+        "Page faults in a partition and outside",
+        format!(
             "{} boots of each guest and the median of {} rounds in each, in turn; same kernel (Linux \
              {release}), vCPUs: {}; time for all pages. Goals are held against the median of the \
              ratios of guests that ran at the same time, beside it where that lies 19 times in 20.",
@@ -217,10 +214,8 @@ fn report(measured: Measured, options: &Options, release: &str) -> Result<Compar
             options.rounds,
             options.vcpus()
         ),
-        command: command_line(),
-        machine: Machine::read(),
-        merits: merits.into_iter().map(merit).collect(),
-    })
+        merits,
+    ))
 }
 
 #[cfg(test)]

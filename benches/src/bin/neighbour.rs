@@ -18,16 +18,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use benches::clock::Reading;
-use benches::comparison::{Comparison, Entry, Judge, Merit};
-use benches::elastic::{Elastic, Guest, MIB};
-use benches::facts::Machine;
-use benches::output::{Output, command_line};
+use benches::comparison::{Comparison, Judge, Merit};
+use benches::elastic::{Elastic, Guest};
+use benches::output::Output;
 use benches::place::Place;
 use benches::samples::Samples;
 use benches::scene::{Functions, Scene};
 use benches::unit::Unit;
 use benches::way::Way;
 use clap::Parser;
+use guest_tests::MIB;
 
 /// Functions, the last of which stays.
 const FUNCTIONS: u64 = 4;
@@ -84,13 +84,7 @@ type Round = [Watch; 2];
 type Measured = BTreeMap<Way, Vec<Round>>;
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("neighbour: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("neighbour", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -205,16 +199,11 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
     let order: Vec<_> = measured.keys().flat_map(|&way| [(way, true), (way, false)]).collect();
     type Values<'a> = &'a dyn Fn(&[Round], bool) -> Result<Vec<f64>>;
     let merit = |title: &str, values: Values<'_>| -> Result<Merit> {
-        let mut entries = Vec::new();
-        for &(way, releases) in &order {
-            let values = values(&measured[&way], releases)?;
-            // Releases that are over before a request falls due meet none.
-            if !values.is_empty() {
-                let (name, samples) = (name(way, releases), Samples::new(values)?);
-                entries.push(Entry { name, samples });
-            }
-        }
-        Ok(Merit::new(title, Unit::Seconds, entries))
+        // Releases that are over before a request falls due meet none, and have no values.
+        let values = order
+            .iter()
+            .map(|&(way, releases)| Ok((name(way, releases), values(&measured[&way], releases)?)));
+        Ok(Merit::new(title, Unit::Seconds, values.collect::<Result<Vec<_>>>()?)?)
     };
     let of_watches = |title: &str, quantile: f64| {
         merit(title, &|rounds, releases| {
@@ -234,10 +223,11 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
     merits.retain(|merit| !merit.entries.is_empty());
     let watches = measured.values().flatten().flatten();
     let within = watches.map(|watch| watch.within).max().unwrap_or_default();
-    Ok(Comparison {
-        name: options.output.stem("neighbour"),
-        title: "A function's requests while others' memory is taken back".into(),
-        how: format!(
+    Ok(Comparison::new(
+        &options.output,
+        "neighbour",
+        "A function's requests while others' memory is taken back",
+        format!(
             "{} guests of each kind, in turn, and {} rounds in each; same kernel (Linux {release}), \
              1 vCPU; a request every 10 ms for {} s; three functions of {} MiB are taken back \
              meanwhile, a fourth stays in the way. A request that was due or under way between the \
@@ -249,10 +239,8 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
             options.size,
             Unit::Seconds.format(within.as_secs_f64())
         ),
-        command: command_line(),
-        machine: Machine::read(),
         merits,
-    })
+    ))
 }
 
 #[cfg(test)]

@@ -12,14 +12,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use benches::comparison::{Comparison, Entry, Merit};
-use benches::elastic::{Elastic, Guest, MIB, Monitor, Timing, turned};
-use benches::facts::Machine;
-use benches::output::{Output, command_line};
+use benches::comparison::{Comparison, Merit};
+use benches::elastic::{Elastic, Guest, Monitor, Timing, turned};
+use benches::output::Output;
 use benches::place::Place;
-use benches::samples::Samples;
 use benches::unit::Unit;
 use clap::Parser;
+use guest_tests::MIB;
 use serde_json::json;
 
 /// For one plug.
@@ -83,13 +82,7 @@ struct Plug {
 type Measured = BTreeMap<(u64, Way), Vec<Plug>>;
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("plug: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("plug", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -173,17 +166,13 @@ fn stock(
 }
 
 fn report(measured: &Measured, options: &Options, release: &str) -> Result<Comparison> {
-    let merit = |name: &str, mib: u64, value: fn(&Plug) -> Option<Duration>| -> Result<Merit> {
-        let mut entries = Vec::new();
-        for ((_, way), plugs) in measured.iter().filter(|((size, _), _)| *size == mib) {
-            let values: Vec<f64> =
-                plugs.iter().filter_map(|plug| Some(value(plug)?.as_secs_f64())).collect();
-            if !values.is_empty() {
-                let samples = Samples::new(values)?;
-                entries.push(Entry { name: way.name().to_owned(), samples });
-            }
-        }
-        Ok(Merit::new(name, Unit::Seconds, entries))
+    let merit = |name: &str, mib: u64, value: fn(&Plug) -> Option<Duration>| {
+        let of_size = measured.iter().filter(|((size, _), _)| *size == mib);
+        let values = of_size.map(|((_, way), plugs)| {
+            let seconds = plugs.iter().filter_map(|plug| Some(value(plug)?.as_secs_f64()));
+            (way.name(), seconds.collect())
+        });
+        Merit::new(name, Unit::Seconds, values)
     };
     let mut merits = Vec::new();
     for &mib in &options.sizes {
@@ -195,17 +184,16 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
         let name = format!("{DETAILED} MiB, the guest's driver without the request");
         merits.push(merit(&name, DETAILED, |plug| Some(plug.guest?.guest()))?);
     }
-    Ok(Comparison {
-        name: options.output.stem("plug"),
-        title: "A function starts: memory for it".into(),
-        how: format!(
+    Ok(Comparison::new(
+        &options.output,
+        "plug",
+        "A function starts: memory for it",
+        format!(
             "{} guests of each kind, in turn; same kernel (Linux {release}), 1 vCPU. Time from the \
              wish until the monitor says that the guest has the memory, and can use it. Each guest \
              had {WARM} MiB before, and starts with another size than the one before it.",
             options.runs
         ),
-        command: command_line(),
-        machine: Machine::read(),
         merits,
-    })
+    ))
 }

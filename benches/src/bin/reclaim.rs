@@ -10,18 +10,17 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use benches::comparison::{Comparison, Entry, Merit};
-use benches::elastic::{Guest, MIB, Monitor};
+use benches::comparison::{Comparison, Merit};
+use benches::elastic::{Guest, Monitor};
 use benches::facts::Machine;
-use benches::hugetlb::Kept;
 use benches::kvm_stats;
-use benches::output::{Output, command_line};
+use benches::output::Output;
 use benches::place::Place;
-use benches::samples::Samples;
 use benches::scene::{Functions, Release, Scene};
 use benches::unit::Unit;
 use benches::way::Way;
 use clap::{Parser, ValueEnum};
+use guest_tests::{HugePages, MIB};
 
 /// Functions in a guest, and the most memory that all of them have.
 const FUNCTIONS: u64 = 4;
@@ -80,13 +79,7 @@ enum Case {
 type Measured = BTreeMap<(u64, Case, Way), Vec<Release>>;
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("reclaim: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("reclaim", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -133,7 +126,8 @@ fn releases(
     let functions = Functions { small_pages, kept_pages, auto_release, ..functions };
     let busy = matches!(case, Case::Busy | Case::BusySmallPages);
     let burners = if busy { options.burners } else { 0 };
-    let _kept = kept_pages.then(|| Kept::for_guests(base.boot + functions.total())).transpose()?;
+    let _kept =
+        kept_pages.then(|| HugePages::reserve(base.boot + functions.total())).transpose()?;
     let scene = Scene::boot(way, base, functions, &place.socket())?;
     if auto_release { scene.play_end_to_end() } else { scene.play(burners) }
 }
@@ -151,18 +145,12 @@ struct View {
 
 /// What `view` shows; `None` where nothing of the kind was measured.
 fn merit(measured: &Measured, view: &View) -> Result<Option<Merit>> {
-    let mut entries = Vec::new();
-    for ((mib, case, way), releases) in measured {
-        if (*mib, *case) != view.case {
-            continue;
-        }
+    let of_case = measured.iter().filter(|((mib, case, _), _)| (*mib, *case) == view.case);
+    let values = of_case.map(|((_, _, way), releases)| {
         let chosen = releases.iter().filter(|release| (release.left == 0) == view.last);
-        let values: Vec<f64> = chosen.filter_map(view.value).collect();
-        if !values.is_empty() {
-            entries.push(Entry { name: way.name().to_owned(), samples: Samples::new(values)? });
-        }
-    }
-    let mut merit = Merit::new(&view.name, view.unit, entries);
+        (way.name(), chosen.filter_map(view.value).collect())
+    });
+    let mut merit = Merit::new(&view.name, view.unit, values)?;
     for (way, ratio) in view.goals {
         merit = merit.promised(way.name(), *ratio);
     }
@@ -189,10 +177,11 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
     for view in details() {
         merits.extend(merit(measured, &view)?);
     }
-    Ok(Comparison {
-        name: options.output.stem("reclaim"),
-        title: "A function ends: its memory back on the host".into(),
-        how: format!(
+    Ok(Comparison::new(
+        &options.output,
+        "reclaim",
+        "A function ends: its memory back on the host",
+        format!(
             "{} guests of each kind and size, in turn; same kernel (Linux {release}), 1 vCPU, huge \
              pages in guest and host unless said; functions interleave, and end one by one. Time \
              from the wish until the host has the memory. End to end from the kill on: a shell in the \
@@ -201,10 +190,8 @@ fn report(measured: &Measured, options: &Options, release: &str) -> Result<Compa
              functions in the way.",
             options.runs
         ),
-        command: command_line(),
-        machine: Machine::read(),
         merits,
-    })
+    ))
 }
 
 /// What is shown for one size only.

@@ -18,16 +18,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use benches::comparison::{Comparison, Entry, Merit};
-use benches::elastic::MIB;
-use benches::facts::Machine;
-use benches::output::{Output, command_line};
-use benches::samples::Samples;
+use benches::comparison::{Comparison, Merit};
+use benches::output::Output;
 use benches::unit::Unit;
 use clap::Parser;
 use devices::guest_memory::GuestMemory;
 use devices::readers::Readers;
 use devices::virtio::mem::HostBlocks;
+use guest_tests::MIB;
 use memctl::Bytes;
 use memmap2::{Advice, MmapMut};
 use vm_memory::{Bytes as _, GuestAddress};
@@ -72,13 +70,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("release_cost: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("release_cost", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -87,13 +79,11 @@ fn run(options: &Options) -> Result<()> {
         for &mib in &options.sizes {
             let size = usize::try_from(mib * MIB)?;
             let (ours, bare) = measure(size, huge, options.runs)?;
-            let merit = |name: &str, value: fn(&Cost) -> Duration| -> Result<Merit> {
-                let entry = |name: &str, costs: &[Cost]| -> Result<Entry> {
-                    let seconds = costs.iter().map(|cost| value(cost).as_secs_f64()).collect();
-                    Ok(Entry { name: name.to_owned(), samples: Samples::new(seconds)? })
-                };
-                let entries = vec![entry(OURS, &ours)?, entry(BARE, &bare)?];
-                Ok(Merit::new(name, Unit::Seconds, entries))
+            let merit = |name: &str, value: fn(&Cost) -> Duration| {
+                let seconds =
+                    |costs: &[Cost]| costs.iter().map(|cost| value(cost).as_secs_f64()).collect();
+                let values = [(OURS, seconds(&ours)), (BARE, seconds(&bare))];
+                Merit::new(name, Unit::Seconds, values)
             };
             let name = format!("{mib} MiB, {pages}");
             merits.push(merit(&name, |cost| cost.time)?.promised(BARE, GOAL));
@@ -101,15 +91,9 @@ fn run(options: &Options) -> Result<()> {
             merits.push(merit(&name, |cost| cost.wait)?);
         }
     }
-    let comparison = Comparison {
-        name: options.output.stem("release_cost"),
-        title: "The host's part of a release".into(),
-        how: format!("Medians of {} runs each, in turn; every page touched.", options.runs),
-        command: command_line(),
-        machine: Machine::read(),
-        merits,
-    };
-    comparison.publish(&options.output)
+    let how = format!("Medians of {} runs each, in turn; every page touched.", options.runs);
+    let title = "The host's part of a release";
+    Comparison::new(&options.output, "release_cost", title, how, merits).publish(&options.output)
 }
 
 /// The costs of both, one run of each to warm up.

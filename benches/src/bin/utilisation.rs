@@ -10,16 +10,15 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use benches::comparison::{Comparison, Entry, Merit};
-use benches::elastic::{Guest, MIB};
-use benches::facts::Machine;
-use benches::output::{Output, command_line};
+use benches::comparison::{Comparison, Merit};
+use benches::elastic::Guest;
+use benches::output::Output;
 use benches::place::Place;
-use benches::samples::Samples;
 use benches::scene::{Functions, Release, Scene};
 use benches::unit::Unit;
 use benches::way::Way;
 use clap::Parser;
+use guest_tests::MIB;
 
 /// How many of the functions are left, in the order of the tables.
 const LEFT: [u64; 5] = [0, 1, 3, 5, 7];
@@ -46,13 +45,7 @@ struct Options {
 type Measured = BTreeMap<(u64, Way), Vec<Release>>;
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("utilisation: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("utilisation", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -85,34 +78,29 @@ fn release(scene: &Scene, left: u64) -> Result<Release> {
 }
 
 fn report(measured: &Measured, options: &Options, release: &str) -> Result<Comparison> {
-    let merit = |title: String, left: u64, value: fn(&Release) -> f64| -> Result<Merit> {
-        let entries = WAYS.into_iter().filter_map(|way| Some((way, measured.get(&(left, way))?)));
-        let entries = entries.map(|(way, releases)| {
-            let samples = Samples::new(releases.iter().map(value).collect())?;
-            Ok(Entry { name: way.name().to_owned(), samples })
-        });
-        let unit = if title.contains("pages") { Unit::Count } else { Unit::Seconds };
-        Ok(Merit::new(&title, unit, entries.collect::<Result<_>>()?))
+    let merit = |title: &str, unit, left: u64, value: fn(&Release) -> f64| {
+        let releases = WAYS.into_iter().filter_map(|way| Some((way, measured.get(&(left, way))?)));
+        let values = releases.map(|(way, all)| (way.name(), all.iter().map(value).collect()));
+        Merit::new(title, unit, values)
     };
     let mut merits = Vec::new();
     for left in LEFT {
-        let percent = 100 * left / (FUNCTIONS - 1);
-        let title = format!("{percent} % of the rest in use");
-        merits.push(merit(title, left, |release| release.time.as_secs_f64())?);
+        let title = format!("{} % of the rest in use", 100 * left / (FUNCTIONS - 1));
+        let time = |release: &Release| release.time.as_secs_f64();
+        merits.push(merit(&title, Unit::Seconds, left, time)?);
     }
-    let title = "100 % of the rest in use: pages moved by the guest".to_owned();
-    merits.push(merit(title, FUNCTIONS - 1, |release| release.migrated as f64)?);
-    Ok(Comparison {
-        name: options.output.stem("utilisation"),
-        title: "Memory back, by how much of the rest is in use".into(),
-        how: format!(
+    let title = "100 % of the rest in use: pages moved by the guest";
+    merits.push(merit(title, Unit::Count, FUNCTIONS - 1, |release| release.migrated as f64)?);
+    Ok(Comparison::new(
+        &options.output,
+        "utilisation",
+        "Memory back, by how much of the rest is in use",
+        format!(
             "{} guests of each way and utilisation, in turn; same kernel (Linux {release}), 1 vCPU; \
              the memory of one of {FUNCTIONS} functions of {} MiB. Time from the wish until the \
              host has the memory.",
             options.runs, options.size
         ),
-        command: command_line(),
-        machine: Machine::read(),
         merits,
-    })
+    ))
 }

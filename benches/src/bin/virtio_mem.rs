@@ -11,15 +11,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use benches::comparison::{Comparison, Entry, Merit};
-use benches::elastic::{Elastic, Guest, MIB, Monitor, turned};
-use benches::facts::Machine;
+use benches::comparison::{Comparison, Merit};
+use benches::elastic::{Elastic, Guest, Monitor, turned};
 use benches::hogs::Hogs;
-use benches::output::{Output, command_line};
+use benches::output::Output;
 use benches::place::Place;
-use benches::samples::Samples;
 use benches::unit::Unit;
 use clap::Parser;
+use guest_tests::MIB;
 
 /// The hogs of a loaded guest: one of them goes.
 const HOGS: u64 = 8;
@@ -70,13 +69,7 @@ impl Step {
 type Measured = BTreeMap<(u64, Step, usize), Vec<f64>>;
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("virtio_mem: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("virtio_mem", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -123,25 +116,25 @@ fn measure(
 }
 
 fn report(measured: Measured, options: &Options, release: &str) -> Result<Comparison> {
-    let mut merits: BTreeMap<(u64, Step), Vec<Entry>> = BTreeMap::new();
+    let mut cases = BTreeMap::<_, Vec<_>>::new();
     for ((mib, step, index), values) in measured {
-        let entry = Entry { name: MONITORS[index].1.to_owned(), samples: Samples::new(values)? };
-        merits.entry((mib, step)).or_default().push(entry);
+        cases.entry((mib, step)).or_default().push((MONITORS[index].1, values));
     }
-    let merit = |((mib, step), entries): ((u64, Step), Vec<Entry>)| {
-        Merit::new(&step.describe(mib), Unit::Seconds, entries).promised(MONITORS[1].1, 1.0)
-    };
-    Ok(Comparison {
-        name: options.output.stem("virtio_mem"),
-        title: "A stock guest grows and shrinks".into(),
-        how: format!(
+    let mut merits = Vec::new();
+    for ((mib, step), values) in cases {
+        let merit = Merit::new(&step.describe(mib), Unit::Seconds, values)?;
+        merits.push(merit.promised(MONITORS[1].1, 1.0));
+    }
+    Ok(Comparison::new(
+        &options.output,
+        "virtio_mem",
+        "A stock guest grows and shrinks",
+        format!(
             "Medians of {} guests each, in turn; same kernel (Linux {release}), 1 vCPU, 512 MiB \
              at boot, blocks of 2 MiB. Time from the wish until the monitor says that the guest has \
              the size.",
             options.runs
         ),
-        command: command_line(),
-        machine: Machine::read(),
-        merits: merits.into_iter().map(merit).collect(),
-    })
+        merits,
+    ))
 }

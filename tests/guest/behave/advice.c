@@ -302,17 +302,40 @@ static void shortage_outside(void)
 	expect_at_least("pages written to swap", swapped, enough);
 }
 
-static void shortage(void)
+/* A function has its memory while OUTSIDE takes that of the machine, and ends by SIGNAL. */
+static void run_short(void (*outside)(void), int signal)
 {
 	pid_t pid;
 
 	bind_to(FN0, "");
 	pid = start(FN0, shortage_body);
 	await(1);
-	finish(start(OUT, shortage_outside), 0);
+	finish(start(OUT, outside), signal);
 	reach(2);
 	finish(pid, 0);
 	expect_empty("used after its end", FN0);
+}
+
+static void shortage(void)
+{
+	run_short(shortage_outside, 0);
+}
+
+/* Where the machine has no more, who took it is killed, and nobody in a partition. */
+static void oom_outside(void)
+{
+	size_t most = number_of("/proc/meminfo", "MemAvailable") * KIB + 256 * MIB;
+
+	memset(map_memory(most), 1, most);
+	expect(0, "taking more than there is: expected to be killed, found %zu bytes there", most);
+}
+
+static void oom(void)
+{
+	long killed = number_of("/proc/vmstat", "oom_kill");
+
+	run_short(oom_outside, SIGKILL);
+	expect_equal("tasks killed", number_of("/proc/vmstat", "oom_kill") - killed, 1);
 }
 
 /* Memory that is locked is in the partition, and nothing moves it. */
@@ -430,6 +453,7 @@ const struct behaviour advice_cases[] = {
 	{ "reclaim-lists", reclaim_lists },
 	{ "reclaim-switch", reclaim_switch },
 	{ "shortage", shortage },
+	{ "oom", oom },
 	{ "mlock", lock },
 	{ "poison", poison },
 	{ "poison-free", poison_free },

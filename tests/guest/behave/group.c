@@ -233,6 +233,26 @@ static long now_ms(void)
 	return at.tv_sec * 1000 + at.tv_nsec / 1000000;
 }
 
+/* A cgroup is anybody's to have, a partition is not. */
+static void delegated_body(void)
+{
+	if (setgid(65534) || setuid(65534))
+		die("setuid");
+	expect_equal("binding one's own cgroup", put(FN1 "/memory.partition", "auto", O_NONBLOCK),
+		     -EPERM);
+	expect_equal("unbinding it", put(FN1 "/memory.partition", "none", 0), -EPERM);
+}
+
+static void delegated(void)
+{
+	bind_to(FN0, "");
+	if (chown(FN1 "/memory.partition", 65534, 65534))
+		die("chown");
+	in_function(delegated_body);
+	expect_equal("partitions that are free", partitions_with("state", "idle", NULL), 1);
+	expect_empty("used after its end", FN0);
+}
+
 static void race_body(void)
 {
 	long end = now_ms() + 3000, bound = 0;
@@ -314,6 +334,7 @@ const struct behaviour group_cases[] = {
 	{ "waiting", waiting },
 	{ "woken", woken },
 	{ "by-number", by_number },
+	{ "delegated", delegated },
 	{ "raced", raced },
 	{ "churn", churn },
 	{ NULL, NULL },

@@ -115,6 +115,30 @@ static void strict_swap(void)
 	expect_empty("used after its end", FN0);
 }
 
+/* Its memory is on the way to a disk when it ends. */
+static void swap_left_body(void)
+{
+	char *mem = map_memory(4 * SIZE);
+
+	madvise(mem, 4 * SIZE, MADV_NOHUGEPAGE);
+	fill(mem, 4 * SIZE, 1);
+	if (madvise(mem, 4 * SIZE, MADV_PAGEOUT))
+		die("MADV_PAGEOUT");
+	kill(getpid(), SIGKILL);
+}
+
+static void swap_left(void)
+{
+	long before = number_of("/proc/vmstat", "pswpout");
+
+	bind_to(FN0, "");
+	finish(start(FN0, swap_left_body), SIGKILL);
+	expect_at_least("pages written to swap", number_of("/proc/vmstat", "pswpout") - before,
+			SIZE / PAGE);
+	unbind(FN0);
+	expect_gone("A, whose function was being written to swap", FN0);
+}
+
 /* So does each of many, while the others take the room that it makes. */
 #define CROWD 16
 
@@ -183,6 +207,22 @@ static void strict_max(void)
 	expect_at_least("events of OOM of the partition", event_count(FN0, "oom"), 1);
 	expect_equal("hits of memory.max", number_of(FN0 "/memory.events", "max"), hits);
 	expect_at_most("spilled", partition_value(FN0, "spilled"), MIB);
+	expect_empty("used after its end", FN0);
+}
+
+/* What spills is the cgroup's own, and memory.max ends that. */
+static void spill_max(void)
+{
+	char most[32];
+
+	bind_to(FN0, "policy=spill");
+	snprintf(most, sizeof(most), "%ld", partition_value(FN0, "size") + (long)SIZE / 2);
+	set(FN0 "/memory.max", most);
+	finish(start(FN0, strict_body), SIGKILL);
+	expect_at_least("oom_kill", number_of(FN0 "/memory.events", "oom_kill"), 1);
+	expect_equal("events of OOM of the partition", event_count(FN0, "oom"), 0);
+	expect_at_least("spilled", partition_value(FN0, "spilled"), SIZE / 2 - SLACK);
+	expect_at_most("spilled", partition_value(FN0, "spilled"), SIZE / 2 + SLACK);
 	expect_empty("used after its end", FN0);
 }
 
@@ -286,8 +326,10 @@ const struct behaviour limit_cases[] = {
 	{ "strict-survivor", strict_survivor },
 	{ "strict-swap", strict_swap },
 	{ "strict-crowd", strict_crowd },
+	{ "swap-left", swap_left },
 	{ "memory-max", memory_max },
 	{ "strict-max", strict_max },
+	{ "spill-max", spill_max },
 	{ "files", files },
 	{ "page-cache", page_cache },
 	{ NULL, NULL },

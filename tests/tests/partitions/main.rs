@@ -1,15 +1,20 @@
 //! Partitions of a guest with our kernel: a function's memory, taken and given back whole.
 
 mod told;
+mod wishes;
 
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
 use guest_tests::{
-    Artefact, Cgroup, Config, HugePages, Image, MIB, Reply, Result, Tessera, Vm, until, within,
+    Artefact, Cgroup, Config, Hogs, HugePages, Image, MIB, Reply, Result, Tessera, Vm, until,
+    within,
 };
 use serde_json::{Value, json};
+
+/// Enough for a kernel that checks itself as well.
+const BOOT: u64 = 512 * MIB;
 
 const SIZE: u64 = 256 * MIB;
 
@@ -19,7 +24,7 @@ const SLACK: u64 = 4 * MIB;
 
 /// A guest with room for partitions.
 fn config() -> Result<Config> {
-    let config = Config::vmlinux()?.memory(256 * MIB).with_programs()?;
+    let config = Config::vmlinux()?.memory(BOOT).with_programs()?;
     Ok(config.set("memory.partitions", json!({"size": 1024 * MIB, "prepare": SIZE})))
 }
 
@@ -30,7 +35,7 @@ fn vm() -> Result<Tessera> {
 
 /// One whose partitions alone change what the group has of the host.
 fn vm_in(cgroup: &Cgroup) -> Result<Tessera> {
-    booted(Vm::from(config()?.filled_memory(256 * MIB)).in_cgroup(cgroup))
+    booted(Vm::from(config()?.filled_memory(BOOT)).in_cgroup(cgroup))
 }
 
 fn booted(vm: Vm) -> Result<Tessera> {
@@ -57,10 +62,14 @@ fn find(vm: &Tessera, id: &str) -> Result<Option<Value>> {
 
 /// Adds a partition and waits until the guest can use it.
 fn add(vm: &Tessera, id: &str, release: &str) -> Result<()> {
-    let body = json!({"id": id, "size": SIZE, "cookie": 7, "release": release});
+    add_sized(vm, id, SIZE, release)
+}
+
+fn add_sized(vm: &Tessera, id: &str, size: u64, release: &str) -> Result<()> {
+    let body = json!({"id": id, "size": size, "cookie": 7, "release": release});
     let added = put(vm, "vm.add-partition", &body)?.expect(200)?.body;
-    assert_eq!((&added["id"], &added["size"]), (&json!(id), &json!(SIZE)));
-    reaches(vm, id, "plugged", SIZE)
+    assert_eq!((&added["id"], &added["size"]), (&json!(id), &json!(size)));
+    reaches(vm, id, "plugged", size)
 }
 
 fn reaches(vm: &Tessera, id: &str, state: &str, plugged: u64) -> Result<()> {
@@ -82,36 +91,24 @@ fn number(vm: &Tessera, id: &str) -> Result<u64> {
 }
 
 /// Starts a function that fills 200 MiB, and waits until it has.
-fn start(vm: &Tessera) -> Result<()> {
-    vm.shell(
-        "echo auto > /cg/fn0/memory.partition; rm -f /out; \
-         hog 1 200 cgroup=/cg/fn > /out 2>&1 & while ! grep -q ready /out; do sleep 0.1; done",
-    )?;
-    Ok(())
+fn start(vm: &Tessera) -> Result<Hogs<'_>> {
+    start_with(vm, 200)
 }
 
-/// Has the function look at what it wrote.
-fn is_intact(vm: &Tessera) -> Result<()> {
-    vm.shell("kill -USR1 $(sed -n 's/^hog 0 \\([0-9]\\)/\\1/p' /out)")?;
-    until("the function to look at its memory", within(30), || {
-        let told = vm.shell("tail -n 1 /out")?;
-        anyhow::ensure!(!told.contains("corrupt"), "{told}");
-        Ok(told.contains("intact").then_some(()))
-    })?;
-    vm.shell("echo >> /out").map(drop)
+/// The same, of another size.
+fn start_with(vm: &Tessera, mib: u64) -> Result<Hogs<'_>> {
+    vm.shell("echo auto > /cg/fn0/memory.partition")?;
+    vm.hogs(1, mib, "cgroup=/cg/fn")
 }
 
 /// Ends it, and with it the binding of its control group.
-fn end(vm: &Tessera) -> Result<()> {
-    vm.shell(
-        "killall -9 hog; while pidof hog; do sleep 0.1; done; echo none > /cg/fn0/memory.partition",
-    )?;
-    Ok(())
+fn end(vm: &Tessera, function: Hogs<'_>) -> Result<()> {
+    function.end()?;
+    vm.shell("echo none > /cg/fn0/memory.partition").map(drop)
 }
 
 fn counter(vm: &Tessera, name: &str) -> Result<u64> {
-    let counters = vm.api().get("vm.counters")?.expect(200)?.body;
-    counters["__partitions"][name].as_u64().context("no such counter")
+    vm.counter("__partitions", name)
 }
 
 #[test]
@@ -124,21 +121,20 @@ fn a_function_ends_in_one_request_and_no_page_is_migrated() -> Result<()> {
         let number = number(&vm, "fn-1")?;
         let cookie = format!("cat /sys/bus/virtio/devices/*/partitions/{number}/cookie");
         assert_eq!(vm.shell(&cookie)?, "7", "partition {number}");
-        start(&vm)?;
+        let function = start(&vm)?;
         assert_eq!(vm.shell("grep cookie /cg/fn0/memory.partition")?, "cookie 7");
         reaches(&vm, "fn-1", "bound", SIZE)?;
         let busy = cgroup.memory()?;
         assert!(busy > idle + 190 * MIB, "{} MiB, then {}", idle / MIB, busy / MIB);
         let before = vm.migrated()?;
-        end(&vm)?;
+        end(&vm, function)?;
         is_gone(&vm, "fn-1")?;
         assert_eq!(vm.migrated()?, before);
         assert_eq!(counter(&vm, "part_release")?, round);
         let after = cgroup.memory()?;
         println!("round {round}: {idle} bytes of the host's, then {busy}, then {after}");
         assert!(after < idle + SLACK, "{} MiB, then {}", idle / MIB, after / MIB);
-        let info = vm.api().get("vm.info")?.expect(200)?.body;
-        assert_eq!(info["memory_actual_size"], 256 * MIB);
+        assert_eq!(vm.actual_size()?, BOOT);
     }
     vm.power_off_unharmed()
 }
@@ -154,10 +150,10 @@ fn huge_pages_of_a_function_go_back_to_the_hosts_pool() -> Result<()> {
         control_group(&vm)?;
         add(&vm, "fn-1", "auto")?;
         let idle = pages.free()?;
-        start(&vm)?;
+        let function = start(&vm)?;
         let busy = pages.free()?;
         assert!(busy + 95 < idle, "{idle} pages were free, then {busy}, shared: {shared}");
-        end(&vm)?;
+        end(&vm, function)?;
         is_gone(&vm, "fn-1")?;
         let after = pages.free()?;
         assert!(after + 16 > idle, "{idle} pages were free, now {after}, shared: {shared}");
@@ -167,12 +163,27 @@ fn huge_pages_of_a_function_go_back_to_the_hosts_pool() -> Result<()> {
     Ok(())
 }
 
-/// Starts a function of its own control group that fills `mib` MiB, and waits until it has.
-fn fill(vm: &Tessera, mib: u64) -> Result<()> {
-    vm.shell(&format!(
-        "hog 1 {mib} cgroup=/cg/fn > /out{mib} 2>&1 & \
-         while ! grep -q ready /out{mib}; do sleep 0.1; done"
-    ))?;
+/// The driver asks again after a while, and nobody has to tell it to.
+#[test]
+fn a_plug_that_the_host_has_no_memory_for_comes_when_it_has() -> Result<()> {
+    let pages = HugePages::reserve(BOOT + 64 * MIB)?;
+    let config = config()?.set("memory.hugepages", true).set("memory.prefault", true);
+    let vm = Vm::from(config).boot()?;
+    control_group(&vm)?;
+    let body = json!({"id": "fn-1", "size": SIZE, "release": "auto"});
+    put(&vm, "vm.add-partition", &body)?.expect(200)?;
+    let refused = || Ok((counter(&vm, "busy")? > 0).then_some(()));
+    until("the host to be asked for more than it has", within(10), refused)?;
+    let one = find(&vm, "fn-1")?.context("no partition")?;
+    assert_eq!((&one["state"], &one["plugged"]), (&json!("requested"), &json!(0)));
+    let more = HugePages::reserve(SIZE)?;
+    reaches(&vm, "fn-1", "plugged", SIZE)?;
+    let function = start(&vm)?;
+    function.check()?;
+    end(&vm, function)?;
+    is_gone(&vm, "fn-1")?;
+    vm.power_off_unharmed()?;
+    drop((more, pages));
     Ok(())
 }
 
@@ -182,21 +193,19 @@ fn what_one_of_two_functions_leaves_goes_while_the_other_runs_on() -> Result<()>
     let cgroup = Cgroup::new()?;
     let vm = vm_in(&cgroup)?;
     add(&vm, "fn-1", "auto")?;
-    vm.shell("echo auto > /cg/fn0/memory.partition")?;
-    fill(&vm, 101)?;
-    fill(&vm, 100)?;
+    let first = start_with(&vm, 100)?;
+    let function = vm.hogs(1, 100, "cgroup=/cg/fn")?;
     let body = json!({"id": "fn-1", "size": 128 * MIB});
     put(&vm, "vm.resize-partition", &body)?.expect(200)?;
     let busy = cgroup.memory()?;
     let before = vm.migrated()?;
-    vm.shell("kill -9 $(sed -n 's/^hog 0 \\([0-9]\\)/\\1/p' /out101)")?;
+    first.end()?;
     reaches(&vm, "fn-1", "bound", 128 * MIB)?;
     let after = cgroup.memory()?;
     assert!(after + 70 * MIB < busy, "{} MiB, then {}", busy / MIB, after / MIB);
     assert_eq!(vm.migrated()?, before);
-    vm.shell("mv /out100 /out")?;
-    is_intact(&vm)?;
-    end(&vm)?;
+    function.check()?;
+    end(&vm, function)?;
     is_gone(&vm, "fn-1")?;
     vm.power_off_unharmed()
 }
@@ -220,9 +229,9 @@ fn a_kept_partition_waits_for_its_removal_and_is_the_hosts_when_that_is_answered
     let idle = cgroup.memory()?;
     add(&vm, "warm", "manual")?;
     for _ in 0..2 {
-        start(&vm)?;
+        let function = start(&vm)?;
         reaches(&vm, "warm", "bound", SIZE)?;
-        end(&vm)?;
+        end(&vm, function)?;
         reaches(&vm, "warm", "plugged", SIZE)?;
     }
     let busy = cgroup.memory()?;
@@ -244,7 +253,7 @@ fn a_partition_in_use_is_named_and_goes_when_its_function_ends() -> Result<()> {
     let vm = vm()?;
     // It would stay if nobody had asked for it.
     add(&vm, "fn-1", "manual")?;
-    start(&vm)?;
+    let function = start(&vm)?;
     reaches(&vm, "fn-1", "bound", SIZE)?;
     let remove = |timeout: u64| json!({"id": "fn-1", "timeout_ms": timeout});
     for timeout in [0, 300] {
@@ -253,7 +262,7 @@ fn a_partition_in_use_is_named_and_goes_when_its_function_ends() -> Result<()> {
     }
     let api = vm.api();
     let waiter = thread::spawn(move || api.put_json("vm.remove-partition", &remove(50_000)));
-    end(&vm)?;
+    end(&vm, function)?;
     let answer = waiter.join().expect("it does not panic")?;
     // It may have gone before the call came.
     assert!([200, 404].contains(&answer.status), "{answer:?}");
@@ -264,18 +273,12 @@ fn a_partition_in_use_is_named_and_goes_when_its_function_ends() -> Result<()> {
 #[test]
 fn evacuation_takes_a_partition_from_a_function_that_lives_on() -> Result<()> {
     let vm = vm()?;
-    vm.shell("true")?;
-    let body = json!({"id": "small", "size": 64 * MIB});
-    put(&vm, "vm.add-partition", &body)?.expect(200)?;
-    reaches(&vm, "small", "plugged", 64 * MIB)?;
-    vm.shell(
-        "echo auto > /cg/fn0/memory.partition; hog 1 40 cgroup=/cg/fn > /out 2>&1 & \
-         while ! grep -q ready /out; do sleep 0.1; done",
-    )?;
+    add_sized(&vm, "small", 64 * MIB, "auto")?;
+    let function = start_with(&vm, 40)?;
     reaches(&vm, "small", "bound", 64 * MIB)?;
     let body = json!({"id": "small", "timeout_ms": 30_000, "evacuate": true});
     put(&vm, "vm.remove-partition", &body)?.expect(200)?;
-    is_intact(&vm)?;
+    function.check()?;
     vm.power_off_unharmed()
 }
 
@@ -291,10 +294,10 @@ fn a_partition_grows_and_shrinks_before_its_function_and_under_it() -> Result<()
     };
     resize("plugged", 128 * MIB)?;
     resize("plugged", 512 * MIB)?;
-    start(&vm)?;
+    let function = start(&vm)?;
     resize("bound", 768 * MIB)?;
     resize("bound", SIZE)?;
-    is_intact(&vm)?;
+    function.check()?;
     // It has 200 MiB, and the rest goes as it becomes free: nothing is moved.
     let before = vm.migrated()?;
     let body = json!({"id": "fn-1", "size": 128 * MIB});
@@ -305,8 +308,8 @@ fn a_partition_grows_and_shrinks_before_its_function_and_under_it() -> Result<()
     })?;
     assert!(left >= 200 * MIB, "{left} bytes are left of 200 MiB in use");
     assert_eq!(vm.migrated()?, before);
-    is_intact(&vm)?;
-    end(&vm)?;
+    function.check()?;
+    end(&vm, function)?;
     is_gone(&vm, "fn-1")?;
     vm.power_off_unharmed()
 }
@@ -318,9 +321,7 @@ fn the_kernels_self_test_passes() -> Result<()> {
     let vm = Vm::from(config()?.disk(json!({"path": disk.path()}))).boot()?;
     vm.mount_cgroups()?;
     vm.shell(&format!("head -c {size} /dev/vda > /selftest; chmod +x /selftest"))?;
-    let body = json!({"id": "fn-1", "size": 64 * MIB, "release": "manual"});
-    put(&vm, "vm.add-partition", &body)?.expect(200)?;
-    reaches(&vm, "fn-1", "plugged", 64 * MIB)?;
+    add_sized(&vm, "fn-1", 64 * MIB, "manual")?;
     let (status, told) = vm.console().status_of("/selftest")?;
     println!("{told}");
     assert_eq!(status, 0, "{told}");
@@ -347,14 +348,14 @@ fn a_driver_that_goes_and_comes_back_starts_over() -> Result<()> {
     let device = device(&vm)?;
     assert!(driver(&vm, "unbind", &device)?);
     is_gone(&vm, "first")?;
-    assert_eq!(vm.api().get("vm.info")?.expect(200)?.body["memory_actual_size"], 256 * MIB);
+    assert_eq!(vm.actual_size()?, BOOT);
     let body = json!({"id": "second", "size": SIZE, "cookie": 7});
     put(&vm, "vm.add-partition", &body)?.expect(409)?;
     assert!(driver(&vm, "bind", &device)?);
     add(&vm, "second", "auto")?;
-    start(&vm)?;
+    let function = start(&vm)?;
     reaches(&vm, "second", "bound", SIZE)?;
-    end(&vm)?;
+    end(&vm, function)?;
     is_gone(&vm, "second")?;
     vm.power_off_unharmed()
 }
@@ -364,14 +365,14 @@ fn a_driver_that_goes_and_comes_back_starts_over() -> Result<()> {
 fn a_driver_that_goes_leaves_a_function_its_memory() -> Result<()> {
     let vm = vm()?;
     add(&vm, "fn-1", "auto")?;
-    start(&vm)?;
+    let function = start(&vm)?;
     reaches(&vm, "fn-1", "bound", SIZE)?;
     let device = device(&vm)?;
     assert!(driver(&vm, "unbind", &device)?);
-    is_intact(&vm)?;
+    function.check()?;
     assert!(!driver(&vm, "bind", &device)?, "a driver that knows nothing of what is in use");
-    is_intact(&vm)?;
-    end(&vm)?;
+    function.check()?;
+    end(&vm, function)?;
     assert_eq!(find(&vm, "fn-1")?.context("no partition")?["plugged"], json!(SIZE));
     vm.power_off_unharmed()
 }
@@ -386,9 +387,9 @@ fn a_reboot_asks_for_the_wanted_partitions_again() -> Result<()> {
     vm.console().wait_for_shell()?;
     reaches(&vm, "stays", "plugged", SIZE)?;
     control_group(&vm)?;
-    start(&vm)?;
+    let function = start(&vm)?;
     reaches(&vm, "stays", "bound", SIZE)?;
-    end(&vm)?;
+    end(&vm, function)?;
     reaches(&vm, "stays", "plugged", SIZE)?;
     vm.power_off_unharmed()
 }
@@ -426,16 +427,14 @@ fn bookkeeping_is_there_ahead_and_goes_after_a_while() -> Result<()> {
         add(&vm, id, "auto")?;
     }
     has(2 * SIZE)?;
-    start(&vm)?;
-    end(&vm)?;
+    end(&vm, start(&vm)?)?;
     vm.power_off_unharmed()
 }
 
 #[test]
 fn a_guest_without_the_channel_is_a_conflict_that_says_what_to_do() -> Result<()> {
     let vm = vm()?;
-    let driver = "/sys/bus/virtio/drivers/virtio_mem";
-    vm.shell(&format!("cd {driver}; for device in virtio*; do echo $device > unbind; done; cd /"))?;
+    vm.unbind_memory()?;
     let body = json!({"id": "fn-1", "size": SIZE});
     let text = put(&vm, "vm.add-partition", &body)?.expect(409)?.body.to_string();
     assert!(text.contains("partition channel") && text.contains("vm.resize"), "{text}");

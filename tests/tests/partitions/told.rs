@@ -4,7 +4,7 @@ use anyhow::Context;
 use guest_tests::{MIB, Result, until, within};
 use serde_json::json;
 
-use super::{SIZE, add, end, fill, find, is_gone, is_intact, put, reaches, start, vm};
+use super::{SIZE, add, add_sized, end, find, is_gone, put, reaches, start, start_with, vm};
 
 /// A platform's agent in the guest has nothing to poll for.
 #[test]
@@ -16,9 +16,9 @@ fn the_guest_is_told_of_each_step_with_the_hosts_cookie() -> Result<()> {
          while ! grep -q '^[^ ]* 15 .* 00000001 ' /proc/net/netlink; do sleep 0.1; done",
     )?;
     add(&vm, "fn-1", "auto")?;
-    start(&vm)?;
+    let function = start(&vm)?;
     reaches(&vm, "fn-1", "bound", SIZE)?;
-    end(&vm)?;
+    end(&vm, function)?;
     is_gone(&vm, "fn-1")?;
     let told = until("the guest to be told of the end", within(30), || {
         let told = vm.shell("cat /told")?;
@@ -28,9 +28,9 @@ fn the_guest_is_told_of_each_step_with_the_hosts_cookie() -> Result<()> {
     assert_eq!((steps[0], steps[1]), ("add 7 idle", "change 7 active"), "{told}");
     assert!(steps[steps.len() - 1].starts_with("remove 7"), "{told}");
     add(&vm, "warm", "manual")?;
-    start(&vm)?;
+    let function = start(&vm)?;
     reaches(&vm, "warm", "bound", SIZE)?;
-    end(&vm)?;
+    end(&vm, function)?;
     until("the guest to be told that it is kept", within(30), || {
         Ok(vm.shell("tail -n 1 /told")?.contains("change 7 idle").then_some(()))
     })?;
@@ -68,7 +68,7 @@ const TOLD: u64 = 200 * MIB - SIZE / 16;
 fn what_a_function_uses_is_told_while_it_runs_and_while_it_drains() -> Result<()> {
     let vm = vm()?;
     add(&vm, "fn-1", "auto")?;
-    start(&vm)?;
+    let function = start(&vm)?;
     let told = |key: &str, least: u64| {
         until(&format!("{key} to be told"), within(30), || {
             let one = find(&vm, "fn-1")?.context("no partition")?;
@@ -86,13 +86,12 @@ fn what_a_function_uses_is_told_while_it_runs_and_while_it_drains() -> Result<()
     vm.shell("echo none > /cg/fn0/memory.partition")?;
     reaches(&vm, "fn-1", "draining", SIZE)?;
     told("used", TOLD)?;
-    is_intact(&vm)?;
-    vm.shell("killall -9 hog")?;
+    function.check()?;
+    function.end()?;
     is_gone(&vm, "fn-1")?;
 
     add(&vm, "fn-2", "manual")?;
-    start(&vm)?;
-    end(&vm)?;
+    end(&vm, start(&vm)?)?;
     reaches(&vm, "fn-2", "plugged", SIZE)?;
     let kept = find(&vm, "fn-2")?.context("no partition")?;
     assert!(kept["used_peak"].as_u64() >= Some(TOLD) && kept["used"] == 0, "{kept}");
@@ -103,11 +102,8 @@ fn what_a_function_uses_is_told_while_it_runs_and_while_it_drains() -> Result<()
 #[test]
 fn what_has_no_room_in_a_partition_is_told() -> Result<()> {
     let vm = vm()?;
-    let body = json!({"id": "small", "size": 64 * MIB});
-    put(&vm, "vm.add-partition", &body)?.expect(200)?;
-    reaches(&vm, "small", "plugged", 64 * MIB)?;
-    vm.shell("echo auto > /cg/fn0/memory.partition")?;
-    fill(&vm, 100)?;
+    add_sized(&vm, "small", 64 * MIB, "auto")?;
+    let function = start_with(&vm, 100)?;
     until("what spilled to be told", within(30), || {
         let spilled = find(&vm, "small")?.context("no partition")?["spilled"].as_u64();
         let spilled = spilled.unwrap_or(0);
@@ -115,7 +111,7 @@ fn what_has_no_room_in_a_partition_is_told() -> Result<()> {
         Ok((spilled >= 36 * MIB).then_some(()))
     })?;
     assert!(vm.memctl("ls")?.contains("MiB spilled"));
-    end(&vm)?;
+    end(&vm, function)?;
     is_gone(&vm, "small")?;
     vm.power_off_unharmed()
 }

@@ -41,7 +41,7 @@ const TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const LONG_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// Programs that run once more with the debug kernel.
-const DEBUGGED: &[&str] = &["behave", "stress"];
+const DEBUGGED: &[&str] = &["behave", "partitions", "stress"];
 
 /// What the names of tests begin with that need it.
 const DEBUG_ONLY: &str = "with_the_debug_kernel_";

@@ -12,7 +12,7 @@
 use std::path::{Path, PathBuf};
 
 /// A monitor, with the machine it makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Contender {
     Tessera,
     QemuMicrovm,
@@ -44,8 +44,7 @@ pub(crate) const INIT_MARKER: &str = "tessera-init:";
 pub(crate) const PROMPT: &str = "tessera# ";
 
 impl Contender {
-    /// All, in the order they run and are shown: the first is ours, the second is what ratios are
-    /// to.
+    /// All, in the order they run and are shown: the first is ours.
     pub(crate) const ALL: [Contender; 3] =
         [Contender::Tessera, Contender::QemuMicrovm, Contender::QemuQ35];
 

@@ -2,31 +2,31 @@
 //!
 //! Tessera against Debian's QEMU, machines `microvm` and `q35`: the same kernel, the same initial
 //! file system, in turn (A B C A B C ...), so that a slow minute of the host meets all of them.
-//! Results go to `boot.json`, `boot.md`, `boot.svg` and `boot-cost.svg`, and as a table to the
-//! terminal.
+//! Results go to `boot.json`, `.md` and `.svg`, and as tables to the terminal.
 #![forbid(unsafe_code)]
 
 mod contender;
 mod measure;
-mod outcome;
 mod report;
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use benches::comparison::Comparison;
 use benches::facts::{Machine, kernel_release};
 use benches::kvm_stats;
-use benches::output::{Output, command_line};
+use benches::output::Output;
 use benches::place::Place;
+use benches::unit::Unit;
 use clap::Parser;
+use guest_tests::MIB;
 
 use crate::contender::{Contender, Guest};
 use crate::measure::Bench;
-use crate::outcome::{Case, Outcome};
 
-const MIB: u64 = 1 << 20;
+/// What the project promises of its binary.
+const FILE_GOAL: f64 = (4 * MIB) as f64;
 
 /// How to run the measurement.
 #[derive(Parser)]
@@ -46,38 +46,13 @@ struct Options {
     /// Only Tessera: to look for changes quickly. Writes no files.
     #[arg(long)]
     quick: bool,
-    /// Print Markdown instead of a table for the terminal.
-    #[arg(long)]
-    markdown: bool,
-    /// Measure nothing: write table and figures again from this result file.
-    #[arg(long, value_name = "FILE")]
-    from: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("boot: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::exit("boot", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<()> {
-    let outcome = match &options.from {
-        Some(file) => Outcome::read(file)?,
-        None => measured(options)?,
-    };
-    if options.markdown {
-        print!("{}", report::markdown(&outcome));
-    } else {
-        print!("{}", report::text(&outcome));
-    }
-    if options.quick { Ok(()) } else { write(&outcome, &options.output) }
-}
-
-fn measured(options: &Options) -> Result<Outcome> {
     let place = Place::new()?;
     let guest = Guest {
         vmlinux: place.staged("TESSERA_VMLINUX")?,
@@ -85,38 +60,38 @@ fn measured(options: &Options) -> Result<Outcome> {
         memory_bytes: 128 * MIB,
         vcpus: 1,
     };
-    let image = fs::read(&guest.vmlinux).context("cannot read the guest kernel")?;
     let tessera = place.staged("TESSERA_BIN")?;
     let contenders: &[Contender] =
         if options.quick { &Contender::ALL[..1] } else { &Contender::ALL };
-    let machine = Machine::read();
-    let lab = machine.lab;
+    let lab = Machine::read().lab;
     if lab {
         kvm_stats::mount().context("cannot mount debugfs")?;
     }
-    let mut cases = Vec::new();
+    let (mut merits, mut commands) = (Vec::new(), String::new());
     for &vcpus in &options.vcpus {
         let guest = Guest { vcpus, ..guest.clone() };
         let bench = Bench { place: &place, guest: &guest, tessera: &tessera, lab, contenders };
-        cases.push(Case { vcpus, contenders: bench.run(options.runs, options.idle_runs)? });
+        merits.extend(report::merits(vcpus, bench.run(options.runs, options.idle_runs)?)?);
+        if commands.is_empty() {
+            commands = bench.command_lines()?;
+        }
     }
-    Ok(Outcome {
-        benchmark: options.output.stem("boot"),
-        command: command_line(),
-        machine,
-        guest_kernel: kernel_release(&image).unwrap_or_default(),
-        guest_memory_bytes: guest.memory_bytes,
-        tessera_file_bytes: fs::metadata(&tessera)?.len(),
-        cases,
-    })
-}
-
-/// Writes the result and what is drawn from it.
-fn write(outcome: &Outcome, output: &Output) -> Result<()> {
-    let name = &outcome.benchmark;
-    let json = serde_json::to_string_pretty(outcome)? + "\n";
-    output.write(&format!("{name}.json"), &json)?;
-    output.write(&format!("{name}.md"), &report::markdown(outcome))?;
-    let figures = report::figures(outcome)?;
-    figures.iter().try_for_each(|(name, svg)| output.write(name, svg))
+    let how = format!(
+        "Medians of {} boots and {} idle guests each, in turn; same kernel (Linux {}), same initial \
+         file system, same kernel command line, {} MiB. Tessera's binary has {} (goal: {}).",
+        options.runs,
+        options.idle_runs,
+        kernel_release(&guest.vmlinux)?,
+        guest.memory_bytes / MIB,
+        Unit::Bytes.format(fs::metadata(&tessera)?.len() as f64),
+        Unit::Bytes.format(FILE_GOAL)
+    );
+    let title = "Boot and power off: Tessera against QEMU";
+    let footer = format!("\nCommand lines:\n\n```sh\n{commands}```\n");
+    let comparison = Comparison::new(&options.output, "boot", title, how, merits);
+    if options.quick {
+        print!("{}", comparison.text());
+        return Ok(());
+    }
+    Comparison { footer, ..comparison }.publish(&options.output)
 }

@@ -1,8 +1,7 @@
-//! Guests whose kernel has no partitions: each partition is a NUMA node, and functions run there
-//! through `scripts/tessera-function`, as they would on a user's machine.
+//! Guests with slots: each partition is a NUMA node, and functions run there through
+//! `scripts/tessera-function`, as they would on a user's machine.
 
 use std::ops::Deref;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -24,13 +23,13 @@ const MOVING: u32 = 60;
 const SCRIPT: &[u8] = include_bytes!("../../scripts/tessera-function");
 
 /// A running guest with slots, whose shell is a plain one, with the script and `hog` in its path.
-pub struct Stock {
+pub struct SlotGuest {
     vm: Tessera,
     /// Its disks: Debian's, where there is one, and that of the tools.
     _images: Vec<Image>,
 }
 
-impl Stock {
+impl SlotGuest {
     /// Debian with its own kernel: all of it keeps to node 0.
     ///
     /// # Errors
@@ -49,26 +48,25 @@ impl Stock {
         vm.console().wait_for_shell()?;
         // The driver of virtio-mem is a module, which may come after the login.
         vm.shell("tar -xf /dev/vdb -C /usr/local/bin; udevadm settle")?;
-        let stock = Self { vm, _images: vec![image, tools] };
-        stock.prepare()?;
-        Ok(stock)
+        let guest = Self { vm, _images: vec![image, tools] };
+        guest.prepare()?;
+        Ok(guest)
     }
 
-    /// Our small guest: all of it keeps to node 0.
+    /// Our small guest with our kernel: all of it keeps to node 0.
     ///
     /// # Errors
-    /// As [`Stock::debian`].
+    /// As [`SlotGuest::debian`].
     pub fn ours(memory: &Value, words: &str) -> Result<Self> {
         Self::ours_with(memory, words, |vm| vm)
     }
 
-    /// The same, and its events go to a file.
+    /// The same, with its events.
     ///
     /// # Errors
-    /// As [`Stock::debian`].
-    pub fn ours_with_events(memory: &Value, words: &str, events: &Path) -> Result<Self> {
-        let path = format!("path={}", events.display());
-        Self::ours_with(memory, words, |vm| vm.argument("--event-monitor").argument(path))
+    /// As [`SlotGuest::debian`].
+    pub fn ours_with_events(memory: &Value, words: &str) -> Result<Self> {
+        Self::ours_with(memory, words, Vm::with_events)
     }
 
     fn ours_with(memory: &Value, words: &str, more: impl FnOnce(Vm) -> Vm) -> Result<Self> {
@@ -76,9 +74,9 @@ impl Stock {
         let config = Config::vmlinux()?.disk(json!({ "path": tools.path() })).cmdline(words);
         let vm = more(Vm::from(set_memory(config, memory))).boot()?;
         vm.shell("tar -xf /dev/vda -C /bin; mount -t cgroup2 cgroup2 /sys/fs/cgroup")?;
-        let stock = Self { vm, _images: vec![tools] };
-        stock.prepare()?;
-        Ok(stock)
+        let guest = Self { vm, _images: vec![tools] };
+        guest.prepare()?;
+        Ok(guest)
     }
 
     fn prepare(&self) -> Result<()> {
@@ -118,16 +116,6 @@ impl Stock {
         Ok(gone)
     }
 
-    /// What a line of a node's meminfo says, in KiB.
-    ///
-    /// # Errors
-    /// The guest does not say.
-    pub fn on_node(&self, node: u64, line: &str) -> Result<u64> {
-        let meminfo = format!("/sys/devices/system/node/node{node}/meminfo");
-        let kib = self.shell(&format!("sed -n 's/.* {line}: *\\([0-9]*\\) kB/\\1/p' {meminfo}"))?;
-        Ok(kib.parse()?)
-    }
-
     /// Powers the guest off at once.
     ///
     /// # Errors
@@ -137,7 +125,7 @@ impl Stock {
     }
 }
 
-impl Deref for Stock {
+impl Deref for SlotGuest {
     type Target = Tessera;
 
     fn deref(&self) -> &Tessera {
