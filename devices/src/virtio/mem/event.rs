@@ -29,10 +29,10 @@ pub enum MemEvent {
     },
 }
 
-/// Who is told. Called with no lock held, on the device's thread after it has answered the guest, or
-/// on the thread that calls a [`MemHandle`](super::MemHandle). The events of one thread come in
-/// order. A guest causes one per request and partition it touches, as fast as it likes: whoever
-/// passes them on limits the rate.
+/// Who is told, one event at a time, in the order in which they happened: on the device's thread after
+/// it has answered the guest, or on a thread that calls a [`MemHandle`](super::MemHandle). It may look
+/// at the device, and must not want anything of it. A guest causes an event per request and partition
+/// it touches, as fast as it likes: whoever passes them on limits the rate.
 pub type Observer = Box<dyn Fn(MemEvent) + Send + Sync>;
 
 /// One partition at one moment.

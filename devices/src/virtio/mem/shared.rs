@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
 use std::time::Duration;
+use std::{mem, thread};
 
 use log::warn;
 use memctl::{Account, Answer, Change, Geometry, Mode, Partitioner, Watch};
@@ -19,10 +19,13 @@ use super::event::{MemEvent, Observer};
 use super::host::{Carrier, HostBlocks};
 use super::record::Record;
 use super::reply::Response;
-use super::request::{Malformed, Request};
+use super::request::{MAX_DESCRIPTORS, Malformed, Request};
 use crate::sync::lock;
 use crate::virtio::device::ConfigSpace;
 use crate::virtio::queue::Interrupt;
+
+/// One event for each request of a full ring, so that none of them allocates.
+const ROOM: usize = MAX_DESCRIPTORS;
 
 /// A driver that is up.
 struct Driver {
@@ -39,11 +42,21 @@ pub(super) struct Negotiated {
     pub(super) node: bool,
 }
 
+/// The books, and what of them was not told yet.
+struct State {
+    books: Books,
+    /// In the order in which it happened.
+    untold: Vec<MemEvent>,
+}
+
 /// One device's state, from its making to its end: a device reset leaves it alone (virtio 1.3,
-/// 5.15.6). Lock order: `books`, then the configuration space's own; `driver` alone.
+/// 5.15.6). Lock order: `telling`, `state`, then the configuration space's own; `driver` alone.
 pub(super) struct Shared {
-    books: Mutex<Books>,
-    /// How many threads wait for the books, besides the one that serves the guest.
+    state: Mutex<State>,
+    /// What is being told: by one thread at a time, whoever's doing it was. Empty otherwise, kept for
+    /// its room.
+    telling: Mutex<Vec<MemEvent>>,
+    /// How many threads wait for the state, besides the one that serves the guest.
     callers: AtomicUsize,
     geometry: Geometry,
     config: Arc<ConfigSpace>,
@@ -65,7 +78,8 @@ impl Shared {
         let config = ConfigSpace::new(Config::new(&partitioner, node).visible(partitions));
         let books = Books::new(partitioner, Carrier::new(host, geometry));
         Self {
-            books: Mutex::new(books),
+            state: Mutex::new(State { books, untold: Vec::with_capacity(ROOM) }),
+            telling: Mutex::new(Vec::with_capacity(ROOM)),
             callers: AtomicUsize::new(0),
             geometry,
             config: Arc::new(config),
@@ -115,28 +129,28 @@ impl Shared {
 
     /// Looks something up in the books.
     pub(super) fn look<T>(&self, look: impl FnOnce(&Partitioner) -> T) -> T {
-        look(&self.books().partitioner)
+        look(&self.state().books.partitioner)
     }
 
-    /// The books, for anyone but the guest.
-    fn books(&self) -> MutexGuard<'_, Books> {
+    /// The state, for anyone but the guest.
+    fn state(&self) -> MutexGuard<'_, State> {
         self.callers.fetch_add(1, Ordering::Relaxed);
-        let books = lock(&self.books);
+        let state = lock(&self.state);
         self.callers.fetch_sub(1, Ordering::Relaxed);
-        books
+        state
     }
 
-    /// The books, for the guest: after all others that wait for them. The lock itself would go to the
+    /// The state, for the guest: after all others that wait for them. The lock itself would go to the
     /// one thread that runs already, again and again.
-    fn books_for_guest(&self) -> MutexGuard<'_, Books> {
+    fn state_for_guest(&self) -> MutexGuard<'_, State> {
         while self.callers.load(Ordering::Relaxed) > 0 {
             thread::yield_now();
         }
-        lock(&self.books)
+        lock(&self.state)
     }
 
     /// The host wants something: changes the books by `wish`, then tells the observer and the
-    /// driver, in this order, so that nothing the driver does about it is reported first.
+    /// driver.
     ///
     /// # Errors
     /// Those of `wish`, which then has changed nothing.
@@ -144,21 +158,21 @@ impl Shared {
         &self,
         wish: impl FnOnce(&mut Partitioner, &mut Watch<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut events = Vec::new();
-        let mut books = self.books();
+        let mut state = self.state();
+        let State { books, untold } = &mut *state;
         let (before, asked) =
             (Variable::of(&books.partitioner), books.partitioner.shared().requested);
         let result = wish(&mut books.partitioner, &mut |change| {
-            events.push(MemEvent::changed(&self.geometry, change));
+            untold.push(MemEvent::changed(&self.geometry, change));
         });
         let shared = *books.partitioner.shared();
         if shared.requested != asked && shared.requested == shared.plugged {
             // Reached without the guest's doing: it will not be heard of again.
-            self.push_shared(&mut events, &shared, Duration::ZERO);
+            self.push_shared(untold, &shared, Duration::ZERO);
         }
         let interrupts = self.publish(&books.partitioner, &before);
-        drop(books);
-        self.report(&mut events);
+        drop(state);
+        self.report();
         if interrupts {
             self.interrupt();
         }
@@ -174,34 +188,33 @@ impl Shared {
     }
 
     /// A request of the guest's: the answer, which the caller delivers with `record` if it says so,
-    /// and then the `events`. The configuration space shows the new sizes. No interrupt: what a
-    /// request changes, the driver has asked for.
-    pub(super) fn serve(
-        &self,
-        request: Request,
-        record: &mut Record,
-        events: &mut Vec<MemEvent>,
-    ) -> Response {
-        let mut books = self.books_for_guest();
+    /// before it [`report`](Self::report)s. The configuration space shows the new sizes. No
+    /// interrupt: what a request changes, the driver has asked for.
+    pub(super) fn serve(&self, request: Request, record: &mut Record) -> Response {
+        let mut state = self.state_for_guest();
+        let State { books, untold } = &mut *state;
         let (before, had) = (Variable::of(&books.partitioner), books.partitioner.shared().plugged);
         let watch = &mut |change: Change<'_>| {
-            events.push(MemEvent::changed(&self.geometry, change));
+            untold.push(MemEvent::changed(&self.geometry, change));
         };
         let mut traces = Traces { counters: &self.counters, record, watch };
         let outcome = books.carry_out(request, &mut traces);
         let shared = *books.partitioner.shared();
         if shared.plugged != had {
             let freed = shared.last_release.filter(|_| shared.plugged < had);
-            self.push_shared(events, &shared, freed.unwrap_or_default());
+            self.push_shared(untold, &shared, freed.unwrap_or_default());
         }
         self.publish(&books.partitioner, &before);
-        drop(books);
+        drop(state);
         outcome.unwrap_or_else(|failure| self.failed(request, &failure).into())
     }
 
-    /// Tells the observer, with no lock held.
-    pub(super) fn report(&self, events: &mut Vec<MemEvent>) {
-        events.drain(..).for_each(|event| (self.observer)(event));
+    /// Tells the observer all that was not told yet, whichever thread it happened on: when this
+    /// returns, what the caller did was told, and all that came before it first.
+    pub(super) fn report(&self) {
+        let mut telling = lock(&self.telling);
+        mem::swap(&mut *telling, &mut self.state().untold);
+        telling.drain(..).for_each(|event| (self.observer)(event));
     }
 
     /// Counts a chain that is no request.

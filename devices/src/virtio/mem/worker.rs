@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use memctl::Answer;
 
-use super::event::MemEvent;
 use super::record::Record;
 use super::reply::Response;
-use super::request::{MAX_DESCRIPTORS, Received, receive};
+use super::request::{Received, receive};
 use super::shared::{Negotiated, Shared};
 use crate::guest_memory::GuestMemory;
 use crate::virtio::queue::{Chain, Interrupt, VirtQueue};
@@ -19,8 +18,6 @@ pub(super) struct MemWorker {
     shared: Arc<Shared>,
     /// Of the last request that had one; kept for its room.
     record: Record,
-    /// Kept empty between wake-ups, for its room.
-    events: Vec<MemEvent>,
 }
 
 impl MemWorker {
@@ -33,9 +30,7 @@ impl MemWorker {
         shared: Arc<Shared>,
     ) -> Self {
         shared.driver_up(interrupt, negotiated);
-        // One for each request of a full ring, so that none of them allocates.
-        let events = Vec::with_capacity(MAX_DESCRIPTORS);
-        Self { queue, shared, record: Record::new(), events }
+        Self { queue, shared, record: Record::new() }
     }
 }
 
@@ -55,28 +50,22 @@ impl Worker for MemWorker {
     }
 
     fn queue_ready(&mut self, _position: usize) {
-        let Self { queue, shared, record, events } = self;
+        let Self { queue, shared, record } = self;
         let memory = Arc::clone(queue.memory());
-        let serve = |chain| Some(serve(shared, chain, &memory, record, events));
+        let serve = |chain| Some(serve(shared, chain, &memory, record));
         queue.serve(slice(), serve);
         // Memory that is back is the host's business first: an interrupt may take the CPU away.
-        shared.report(events);
+        shared.report();
         queue.notify();
     }
 }
 
 /// Serves one chain and returns the bytes written to it.
-fn serve(
-    shared: &Shared,
-    chain: Chain,
-    memory: &GuestMemory,
-    record: &mut Record,
-    events: &mut Vec<MemEvent>,
-) -> u32 {
+fn serve(shared: &Shared, chain: Chain, memory: &GuestMemory, record: &mut Record) -> u32 {
     let Received { reply, request } = receive(chain, memory);
     shared.counters().received(&request);
     let response: Response = match request {
-        Ok(request) => shared.serve(request, record, events),
+        Ok(request) => shared.serve(request, record),
         Err(why) => {
             shared.malformed(why);
             Answer::Error.into()

@@ -1,5 +1,7 @@
 //! The device from the machine's side.
 
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use memctl::{HostError, PartitionId, PartitionState, Partitioner, Resize};
@@ -251,9 +253,9 @@ fn a_touched_address_is_traced_to_block_and_owner() {
     assert_eq!((at(64), rig.handle.block_at(BASE - 1)), (None, None));
 }
 
-/// Neither the observer nor an interrupt is called under the device's lock.
+/// It is not called under the device's lock.
 #[test]
-fn an_observer_may_use_the_handle() {
+fn an_observer_may_look_at_the_device() {
     let slot: Arc<Mutex<Option<MemHandle>>> = Arc::default();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (inner, log) = (Arc::clone(&slot), Arc::clone(&seen));
@@ -267,6 +269,39 @@ fn an_observer_may_use_the_handle() {
     let name = "fn-1".parse().unwrap();
     device.handle().add_partition(name, Cookie(0), size(4), Policy::default(), None).unwrap();
     assert_eq!(*seen.lock().unwrap(), [size(4)]);
+}
+
+/// A guest that was asked for a partition could have it plugged before anyone was told of the wish.
+#[test]
+fn events_of_several_threads_are_told_in_their_order() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&told);
+    let ((began, begins), (second, seconds)) = (mpsc::channel(), mpsc::channel());
+    let seconds = Mutex::new(seconds);
+    let observer = Box::new(move |event| {
+        let MemEvent::PartitionChanged { partition, .. } = event else { panic!("{event:?}") };
+        if partition.name.as_str() == "first" {
+            began.send(()).unwrap();
+            // As much as the other thread could need to come before.
+            let waited = seconds.lock().unwrap().recv_timeout(Duration::from_millis(100));
+            assert_eq!(waited, Err(mpsc::RecvTimeoutError::Timeout));
+        } else {
+            second.send(()).unwrap();
+        }
+        log.lock().unwrap().push(partition.name.to_string());
+    });
+    let host = Rig::wanting(0).host;
+    let device = Mem::new(layout(16), None, Box::new(MockHost(host)), observer);
+    let add = |name: &str| {
+        let (name, policy) = (name.parse().unwrap(), Policy::default());
+        device.handle().add_partition(name, Cookie(0), size(4), policy, None).unwrap();
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| add("first"));
+        begins.recv().unwrap();
+        add("second");
+    });
+    assert_eq!(*told.lock().unwrap(), ["first", "second"]);
 }
 
 #[test]
