@@ -8,7 +8,8 @@
 //! ```
 //! The table is the monitor's: which partition is in which slot. It survives a reboot with the wishes
 //! in it, and a partition keeps its slot, so node numbers are stable. What is plugged, the devices
-//! tell; on their threads the table moves on. No device is called with its lock held.
+//! tell; on their threads the table moves on. No device is called with its lock held; what happens is
+//! told with it held, so in its order: a guest may have plugged before whoever asked it goes on.
 //!
 //! The guest says nothing about who uses a node, so none goes by itself when it is empty: each is
 //! kept until it is removed, whatever its wish says. A removal makes the guest move what is left
@@ -114,16 +115,23 @@ impl SlotTable {
         let mut slots = self.lock();
         let Some(entry) = slots.get_mut(slot) else { return };
         let Some(held) = entry else { return };
+        held.asked(waiting, events);
         let from = held.view.state;
         held.take(&moved);
-        let now = held.view.clone();
+        let now = &held.view;
+        if now.state != from {
+            changed(now, from, waiting, events);
+        }
         if now.state == PartitionState::Absent {
             *entry = None;
         }
-        drop(slots);
-        if now.state != from {
-            changed(&now, from, waiting, events);
-        }
+    }
+
+    /// The guest of a new partition has been asked.
+    fn asked(&self, slot: usize, waiting: &Waiting, events: &EventMonitor) {
+        let mut slots = self.lock();
+        let held = slots.get_mut(slot).and_then(Option::as_mut);
+        held.into_iter().for_each(|held| held.asked(waiting, events));
     }
 
     fn find(&self, name: &PartitionName) -> Option<(usize, PartitionView)> {
@@ -138,17 +146,6 @@ impl SlotTable {
         let mut slots = self.lock();
         let held = slots.get_mut(slot)?.as_mut()?;
         Some(std::mem::replace(&mut held.view.requested, size))
-    }
-
-    /// The guest of a new partition has been asked. `None` when it has begun already.
-    fn requested(&self, slot: usize) -> Option<PartitionView> {
-        let mut slots = self.lock();
-        let view = &mut slots.get_mut(slot)?.as_mut()?.view;
-        let first = view.state == PartitionState::Absent;
-        first.then(|| {
-            view.state = PartitionState::Requested;
-            view.clone()
-        })
     }
 
     /// The partition in a slot is not wanted, and the guest still has some of it: says how much.
@@ -166,6 +163,15 @@ impl SlotTable {
 }
 
 impl Held {
+    /// The guest has been asked for it: tells so, the first time.
+    fn asked(&mut self, waiting: &Waiting, events: &EventMonitor) {
+        let from = self.view.state;
+        if from == PartitionState::Absent {
+            self.view.state = PartitionState::Requested;
+            changed(&self.view, from, waiting, events);
+        }
+    }
+
     fn take(&mut self, moved: &Moved) {
         let &Moved { requested, plugged, counters, freeing } = moved;
         let Self { view, before } = self;
@@ -228,9 +234,7 @@ impl Home for Slots<'_> {
             self.table.lock()[slot] = None;
             return Err(error);
         }
-        if let Some(now) = self.table.requested(slot) {
-            changed(&now, PartitionState::Absent, self.waiting, self.events);
-        }
+        self.table.asked(slot, self.waiting, self.events);
         self.shown(slot, &name)
     }
 

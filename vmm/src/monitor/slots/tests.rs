@@ -8,7 +8,7 @@ use memctl::{Cookie, Geometry, Layout, Partitioner, Policy};
 
 use super::super::testing::{Host, Nobody};
 use super::*;
-use crate::api::Release;
+use crate::api::{Endpoint, Release};
 use crate::machine::spec::Memory;
 use crate::monitor::memory::Listeners;
 
@@ -116,6 +116,27 @@ fn shown(reply: Result<Reply, ApiError>) -> PartitionReply {
 
 fn problem(result: Result<Reply, ApiError>) -> String {
     result.unwrap_err().to_string()
+}
+
+/// Who watches was not told that it was requested.
+#[test]
+fn a_guest_that_plugs_before_its_asker_goes_on_was_asked_first() {
+    let (mut rig, folder) = (Rig::new(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("events");
+    rig.listeners.events = EventMonitor::start(&Endpoint::Path(path.clone())).unwrap();
+    let plugs = |_: &str| {
+        let Listeners { events, waiting, slots } = &rig.listeners;
+        let (size, counters) = (Bytes::mib(128), Counters::default());
+        let moved = Moved { requested: size, plugged: size, counters, freeing: Duration::ZERO };
+        slots.moved(0, moved, waiting, events);
+        None
+    };
+    Slots { host_free: Box::new(plugs), ..rig.slots() }.add(wish("a", 128)).unwrap();
+    drop(rig);
+    let told = std::fs::read_to_string(path).unwrap();
+    let states: Vec<_> = told.lines().map(|line| line.contains(r#""state":"plugged""#)).collect();
+    assert_eq!(states, [false, true], "{told}");
+    assert!(told.contains(r#""from":"absent","#) && told.contains(r#""state":"requested""#));
 }
 
 /// The slot was free, and its next partition had memory that it had not asked for.
