@@ -53,7 +53,7 @@ static void strict_body(void)
 	char *mem = map_memory(size);
 
 	fill(mem, size, 1);
-	expect(0, "outgrowing a strict partition: expected to be killed, found %zu bytes there", size);
+	expect(0, "outgrowing the partition: expected to be killed, found %zu bytes there", size);
 }
 
 static void strict(void)

@@ -1,7 +1,9 @@
 //! Checks of memory that comes and goes.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use log::warn;
 use memctl::{Bytes, Geometry};
 
 use super::check::Problems;
@@ -15,6 +17,8 @@ use crate::arch::x86_64::layout;
 const ONLY_ID: &str = "__mem";
 /// Identifier of a slot's device, before its number.
 const SLOT_ID: &str = "__slot";
+/// The least that Linux makes memory of, at addresses that are multiples of it.
+const LINUX_BLOCK: Bytes = Bytes::mib(128);
 /// With more nodes, Linux takes long to make control groups.
 const SLOTS: RangeInclusive<u64> = 1..=16;
 /// More would make placing a partition slow.
@@ -50,11 +54,10 @@ fn zone(
 ) -> Option<MemDevice> {
     let Described { path, config } = described;
     let block = block(zone);
-    let mut size = |field: &str, size: Option<u64>| {
-        problems.multiple(format_args!("{path}.{field}"), size.unwrap_or_default(), block)
-    };
-    let most = size("hotplug_size", config.hotplug_size);
-    let plugged_at_boot = size("hotplugged_size", config.hotplugged_size);
+    let most = config.hotplug_size.unwrap_or_default();
+    let most = room(format_args!("{path}.hotplug_size"), most, block, problems);
+    let at_boot = config.hotplugged_size.unwrap_or_default();
+    let plugged_at_boot = problems.multiple(format_args!("{path}.hotplugged_size"), at_boot, block);
     if plugged_at_boot > most {
         let problem = format!("{plugged_at_boot} is over {path}.hotplug_size, {most}; lower it");
         problems.add(format_args!("{path}.hotplugged_size"), problem);
@@ -96,7 +99,7 @@ fn partitions(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -
 /// The device of all partitions of a guest with the channel.
 fn channel(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -> MemDevice {
     let block = block(zone);
-    let size = problems.multiple("memory.partitions.size", config.size, block);
+    let size = room("memory.partitions.size", config.size, block, problems);
     let prepare = problems.multiple("memory.partitions.prepare", config.prepare, block);
     if size == Bytes::ZERO {
         let problem = "0 bytes; say how much all partitions together can have";
@@ -147,7 +150,7 @@ pub(super) fn placed(
 fn slots(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -> Vec<MemDevice> {
     let block = block(zone);
     let count: u64 = problems.range("memory.partitions.slots", config.slots.into(), SLOTS);
-    let size = problems.multiple("memory.partitions.slot_size", config.slot_size, block);
+    let size = room("memory.partitions.slot_size", config.slot_size, block, problems);
     if size == Bytes::ZERO {
         problems.add("memory.partitions.slot_size", "0 bytes; say how much a slot holds");
     }
@@ -160,6 +163,19 @@ fn slots(config: &PartitionsConfig, zone: &Zone, problems: &mut Problems) -> Vec
         role: Role::Slot,
     };
     (0..count).map(slot).collect()
+}
+
+/// The size of a device's room, in blocks of `block`. Where Linux can't use the end, a warning.
+fn room(path: impl Display, size: u64, block: Bytes, problems: &mut Problems) -> Bytes {
+    let rest = size % LINUX_BLOCK.as_u64();
+    if rest != 0 {
+        let rest = Bytes::new(rest);
+        warn!(
+            "configuration: {path}: Linux can't use the last {rest}; make it a multiple of \
+             {LINUX_BLOCK}"
+        );
+    }
+    problems.multiple(path, size, block)
 }
 
 fn block(zone: &Zone) -> Bytes {
