@@ -104,7 +104,7 @@ impl Home for Partitions<'_> {
     }
 
     fn remove(&self, removal: &Removal) -> Result<Reply, ApiError> {
-        self.ask_back(removal, &self.find(&removal.name)?)
+        self.ask_back(removal, self.find(&removal.name)?.id)
     }
 
     fn removal_outcome(&self, name: &PartitionName) -> Result<Reply, ApiError> {
@@ -119,20 +119,22 @@ impl Partitions<'_> {
     }
 
     /// Wants back a partition that was found a moment ago: the guest may have given it back since.
-    fn ask_back(&self, removal: &Removal, found: &PartitionView) -> Result<Reply, ApiError> {
+    fn ask_back(&self, removal: &Removal, id: PartitionId) -> Result<Reply, ApiError> {
         // First the promise, then the wish: the guest may be quick.
-        let pending = self.waiting.add(removal, found.id);
-        let moved = if removal.evacuate { self.memory.ask_evacuation(found.id) } else { Ok(()) };
-        match moved.and_then(|()| self.memory.remove_partition(found.id)) {
-            Ok(_) | Err(MemError::Refused(HostError::Unknown(_))) => {}
-            Err(error) => return Err(refused("id")(error)),
+        let pending = self.waiting.add(removal, id);
+        let moved = if removal.evacuate { self.memory.ask_evacuation(id) } else { Ok(()) };
+        moved.and_then(|()| self.memory.remove_partition(id)).map_err(|error| match error {
+            MemError::Refused(HostError::Unknown(_)) => unknown(&removal.name),
+            other => refused("id")(other),
+        })?;
+        let left = self.memory.find_partition(removal.name.as_str());
+        match left.filter(|left| left.id == id) {
+            Some(left) if removal.timeout == Duration::ZERO => return Err(still_there(&left)),
+            Some(_) => {}
+            // Its end may be on its way: who has no patience gets it too.
+            None => self.memory.settle(),
         }
-        match self.memory.find_partition(removal.name.as_str()) {
-            Some(left) if left.id == found.id => {
-                pending.map(Reply::Pending).ok_or_else(|| still_there(&left))
-            }
-            _ => Ok(self.waiting.answer_gone(pending, found)),
-        }
+        Ok(Reply::Pending(pending))
     }
 
     /// A partition as it is now, or as it was when it is gone by now.
@@ -162,12 +164,6 @@ pub(super) fn unknown(name: &PartitionName) -> ApiError {
 pub(super) fn wanted_again(name: &PartitionName) -> ApiError {
     let text = format!("partition {name} was given another size meanwhile, and stays");
     ApiError::new(ErrorKind::WrongState, text)
-}
-
-/// A partition that has gone, as it was last; `waited` for it, where somebody did.
-fn gone(last: &PartitionView, waited: Option<Duration>) -> Reply {
-    let (state, removal_us) = (PartitionState::Absent, waited.map(micros));
-    Reply::Partition(PartitionReply { state, size: 0, removal_us, ..last.into() }.into())
 }
 
 /// The partitions that are wanted, for a fresh machine: those that are to go have gone.
@@ -268,34 +264,26 @@ struct Waiter {
 }
 
 impl Waiting {
-    /// An answer for when the partition is gone; `None` when the client does not wait.
-    pub(super) fn add(&self, removal: &Removal, id: PartitionId) -> Option<Pending> {
+    /// An answer for when the partition is gone.
+    pub(super) fn add(&self, removal: &Removal, id: PartitionId) -> Pending {
         let Removal { name, timeout: patience, .. } = removal;
-        if *patience == Duration::ZERO {
-            return None;
-        }
         let outcome = Request::RemovalOutcome { id: name.clone() };
         let (promise, pending) = Pending::new(*patience, outcome);
         let mut waiters = self.lock();
         // Clients that ran out of patience leave no trace, however often they ask.
         waiters.retain(|waiter| waiter.promise.is_awaited());
         waiters.push(Waiter { name: name.clone(), id, since: Instant::now(), promise });
-        Some(pending)
+        pending
     }
 
-    /// The answer to a removal that left nothing of a partition. One that went before the promise
-    /// of `pending` was made had nobody to tell, so that is kept here.
-    pub(super) fn answer_gone(&self, pending: Option<Pending>, last: &PartitionView) -> Reply {
-        let Some(pending) = pending else { return gone(last, None) };
-        self.answer(last);
-        Reply::Pending(pending)
-    }
-
+    /// A partition has gone, and was `last` as given.
     fn answer(&self, last: &PartitionView) {
         let is_its = |waiter: &mut Waiter| (&waiter.name, waiter.id) == (&last.name, last.id);
         let its = self.lock().extract_if(.., is_its).collect::<Vec<_>>();
         for Waiter { since, promise, .. } in its {
-            promise.keep(Ok(gone(last, Some(since.elapsed()))));
+            let removal_us = Some(micros(since.elapsed()));
+            let gone = PartitionReply { size: 0, removal_us, ..last.into() };
+            promise.keep(Ok(Reply::Partition(gone.into())));
         }
     }
 
@@ -306,7 +294,9 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
-    use devices::virtio::mem::Mem;
+    use std::sync::Arc;
+
+    use devices::virtio::mem::{Mem, MemEvent};
     use memctl::{Blocks, Geometry, Layout};
 
     use super::super::testing::{Host, Nobody};
@@ -315,9 +305,19 @@ mod tests {
 
     /// A memory device with room for 1 GiB of partitions, whose driver is not up.
     fn memory() -> MemHandle {
+        memory_told_to(&Arc::default())
+    }
+
+    /// The same; it tells who waits.
+    fn memory_told_to(waiting: &Arc<Waiting>) -> MemHandle {
+        let waiting = Arc::clone(waiting);
+        let observer = move |event| {
+            let MemEvent::PartitionChanged { partition, from } = event else { return };
+            changed(&partition, from, &waiting, &EventMonitor::default());
+        };
         let geometry = Geometry::new(4 << 30, Bytes::mib(2), Bytes::gib(1)).unwrap();
         let layout = Layout { geometry, shared_area: Blocks::ZERO, max_partitions: 4 };
-        Mem::new(layout, None, Box::new(Host), Box::new(|_| ())).handle()
+        Mem::new(layout, None, Box::new(Host), Box::new(observer)).handle()
     }
 
     fn partitions<'a>(
@@ -382,16 +382,22 @@ mod tests {
         }
     }
 
+    fn removed(result: Result<Reply, ApiError>) -> PartitionReply {
+        let Ok(Reply::Pending(pending)) = result else { panic!("{result:?}") };
+        match pending.wait(&Nobody, &|| false) {
+            Ok(Reply::Partition(gone)) => *gone,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn a_partition_that_nobody_has_taken_goes_at_once() {
-        let (memory, waiting) = (memory(), Waiting::default());
+        let waiting = Arc::default();
+        let memory = memory_told_to(&waiting);
         renew(&memory, vec![wish("a", Bytes::mib(4))]);
-        let partitions = partitions(&memory, &waiting, None);
-        let Reply::Partition(gone) = partitions.remove(&removal("a", 0)).unwrap() else {
-            panic!("no partition")
-        };
+        let gone = removed(partitions(&memory, &waiting, None).remove(&removal("a", 0)));
         assert_eq!((gone.state, gone.size), (PartitionState::Absent, 0));
-        assert!(memory.partitions().is_empty());
+        assert!(gone.removal_us.is_some() && memory.partitions().is_empty());
     }
 
     #[test]
@@ -411,7 +417,7 @@ mod tests {
         assert_eq!(waiting.lock().len(), 2);
         gone(&views[0]);
         for pending in pending {
-            let Ok(Reply::Partition(reply)) = pending.unwrap().wait(&Nobody, &|| false) else {
+            let Ok(Reply::Partition(reply)) = pending.wait(&Nobody, &|| false) else {
                 panic!("no partition")
             };
             assert!(reply.id == "a" && reply.removal_us.is_some());
@@ -421,23 +427,14 @@ mod tests {
 
     /// The guest gives a partition back by itself when its function ends.
     #[test]
-    fn a_partition_that_went_just_before_it_was_asked_back_is_gone() {
+    fn a_partition_that_went_just_before_it_was_asked_back_is_unknown() {
         let (memory, waiting) = (memory(), Waiting::default());
         renew(&memory, vec![wish("a", Bytes::mib(4))]);
         let partitions = partitions(&memory, &waiting, None);
-        let found = memory.partitions().remove(0);
-        memory.remove_partition(found.id).unwrap();
-        let Reply::Partition(reply) = partitions.ask_back(&removal("a", 0), &found).unwrap() else {
-            panic!("no partition")
-        };
-        assert_eq!((reply.state, reply.removal_us), (PartitionState::Absent, None));
-        let Reply::Pending(pending) = partitions.ask_back(&removal("a", 1), &found).unwrap() else {
-            panic!("not waited for")
-        };
-        let Ok(Reply::Partition(reply)) = pending.wait(&Nobody, &|| false) else {
-            panic!("no partition")
-        };
-        assert!(reply.state == PartitionState::Absent && reply.removal_us.is_some());
+        let id = memory.partitions()[0].id;
+        memory.remove_partition(id).unwrap();
+        let asked = partitions.ask_back(&removal("a", 1), id);
+        assert_eq!(problem(asked), (ErrorKind::NotFound, "there is no partition a".to_owned()));
     }
 
     #[test]

@@ -141,7 +141,8 @@ impl SlotTable {
         named.next().map(|(slot, held)| (slot, held.view.clone()))
     }
 
-    /// Another size is wanted of the partition in a slot. Returns the last one.
+    /// Another size is wanted of the partition in a slot. Returns the last one, and `None` when it
+    /// has gone.
     fn set_requested(&self, slot: usize, size: Bytes) -> Option<Bytes> {
         let mut slots = self.lock();
         let held = slots.get_mut(slot)?.as_mut()?;
@@ -230,7 +231,7 @@ impl Home for Slots<'_> {
         };
         let before = memory.look(|books| books.shared().counters);
         self.table.lock()[slot] = Some(Held { view, before });
-        if let Err(error) = self.want(slot, size) {
+        if let Err(error) = self.want(slot, &name, size) {
             self.table.lock()[slot] = None;
             return Err(error);
         }
@@ -240,7 +241,7 @@ impl Home for Slots<'_> {
 
     fn resize(&self, name: &PartitionName, size: Bytes) -> Result<Reply, ApiError> {
         let (slot, _) = self.table.find(name).ok_or_else(|| unknown(name))?;
-        if self.want(slot, size)? == Resize::Unchanged {
+        if self.want(slot, name, size)? == Resize::Unchanged {
             return Ok(Reply::Done);
         }
         self.shown(slot, name)
@@ -284,7 +285,7 @@ impl Slots<'_> {
     pub(super) fn renew(&self) {
         let wanted: Vec<_> = self.table.lock().iter().cloned().enumerate().collect();
         for (slot, held) in wanted.into_iter().filter_map(|(slot, held)| Some((slot, held?))) {
-            if let Err(problem) = self.ask(slot, held.view.requested, None) {
+            if let Err(problem) = self.ask(slot, &held.view.name, held.view.requested, None) {
                 error!("partition {} does not come back: {problem}", held.view.name);
             }
         }
@@ -333,22 +334,19 @@ impl Slots<'_> {
     ) -> Result<Reply, ApiError> {
         let again = found.requested == Bytes::ZERO;
         let pending = self.waiting.add(removal, found.id);
-        self.ask(slot, Bytes::ZERO, None)?;
-        let Some((_, left)) = self.table.find(&removal.name) else {
-            return Ok(self.waiting.answer_gone(pending, found));
-        };
-        match pending {
-            Some(pending) => {
-                if again {
-                    self.slots[slot].1.remind();
-                }
-                Ok(Reply::Pending(pending))
-            }
-            None => {
+        self.ask(slot, &removal.name, Bytes::ZERO, None)?;
+        match self.table.find(&removal.name) {
+            Some((_, left)) if removal.timeout == Duration::ZERO => {
                 if again {
                     self.tell_stuck(slot);
                 }
                 Err(self.not_back(slot, &left))
+            }
+            left => {
+                if again && left.is_some() {
+                    self.slots[slot].1.remind();
+                }
+                Ok(Reply::Pending(pending))
             }
         }
     }
@@ -376,24 +374,30 @@ impl Slots<'_> {
     }
 
     /// Wants a slot to have `size`, which is not nothing.
-    fn want(&self, slot: usize, size: Bytes) -> Result<Resize, ApiError> {
+    fn want(&self, slot: usize, name: &PartitionName, size: Bytes) -> Result<Resize, ApiError> {
         let (device, _) = self.slots[slot];
         if size == Bytes::ZERO || size > device.size {
             let (least, most) = (device.block, device.size);
             let problem = format!("{size} does not fit a slot; use {least} to {most}");
             return Err(ApiError::field("size", problem));
         }
-        self.ask(slot, size, (self.host_free)(&device.id))
+        self.ask(slot, name, size, (self.host_free)(&device.id))
     }
 
-    fn ask(&self, slot: usize, size: Bytes, free: Option<Bytes>) -> Result<Resize, ApiError> {
+    /// Asks the guest for another size of the partition called `name`, which was in a slot a moment
+    /// ago.
+    fn ask(
+        &self,
+        slot: usize,
+        name: &PartitionName,
+        size: Bytes,
+        free: Option<Bytes>,
+    ) -> Result<Resize, ApiError> {
         let (_, memory) = self.slots[slot];
         // Before the device knows: what the guest did for an earlier wish may be told any time.
-        let before = self.table.set_requested(slot, size);
+        let before = self.table.set_requested(slot, size).ok_or_else(|| unknown(name))?;
         memory.resize_shared(size, free).map_err(|error| {
-            if let Some(before) = before {
-                self.table.set_requested(slot, before);
-            }
+            self.table.set_requested(slot, before);
             refused("size")(error)
         })
     }

@@ -58,6 +58,12 @@ impl MemHandle {
         &self.shared
     }
 
+    /// Returns when the observer has been told of all that is in the books by now. Not for the
+    /// observer itself.
+    pub fn settle(&self) {
+        self.shared.report();
+    }
+
     /// Looks something up in the books, all of one moment. The device answers no guest meanwhile.
     pub fn look<T>(&self, look: impl FnOnce(&Partitioner) -> T) -> T {
         self.shared.look(look)

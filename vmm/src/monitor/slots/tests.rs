@@ -114,6 +114,11 @@ fn shown(reply: Result<Reply, ApiError>) -> PartitionReply {
     }
 }
 
+fn removed(result: Result<Reply, ApiError>) -> PartitionReply {
+    let Ok(Reply::Pending(pending)) = result else { panic!("{result:?}") };
+    shown(pending.wait(&Nobody, &|| false))
+}
+
 fn problem(result: Result<Reply, ApiError>) -> String {
     result.unwrap_err().to_string()
 }
@@ -173,14 +178,12 @@ fn a_partition_is_a_node_until_the_guest_has_given_it_back() {
     rig.slots().resize(&"a".parse().unwrap(), Bytes::mib(128)).unwrap();
     rig.plugs(0, 128);
 
-    let Reply::Pending(pending) = rig.slots().remove(&removal("a", 60)).unwrap() else {
-        panic!("not waited for")
-    };
+    let removing = rig.slots().remove(&removal("a", 60));
     rig.plugs(0, 2);
     assert_eq!(rig.states().len(), 1);
     rig.plugs(0, 0);
     assert_eq!(rig.states(), []);
-    let gone = shown(pending.wait(&Nobody, &|| false));
+    let gone = removed(removing);
     assert!(gone.state == PartitionState::Absent && gone.removal_us.is_some());
     assert_eq!((gone.node, gone.number), (Some(1), None));
     assert_eq!((gone.plugs, gone.unplugs, gone.peak), (3, 2, 192 << 20));
@@ -266,27 +269,28 @@ fn another_size_is_another_wish() {
 fn a_partition_that_nobody_has_taken_goes_at_once() {
     let rig = Rig::without_guest();
     rig.slots().add(wish("a", 2)).unwrap();
-    let gone = shown(rig.slots().remove(&removal("a", 0)));
+    let gone = removed(rig.slots().remove(&removal("a", 0)));
     assert_eq!((gone.state, gone.size), (PartitionState::Absent, 0));
     assert_eq!(rig.states(), []);
 }
 
-/// The last of it comes back while a client asks for it again: nothing will change any more.
+/// The last of it comes back just before a client asks for it again, or for another size of it,
+/// which was plugged into the free slot.
 #[test]
-fn a_slot_that_emptied_just_before_it_was_asked_back_again_is_gone() {
+fn a_slot_that_emptied_just_before_it_was_asked_for_anything_is_left_alone() {
     let rig = Rig::new();
+    let name = "a".parse().unwrap();
     rig.slots().add(wish("a", 2)).unwrap();
     rig.plugs(0, 2);
     rig.slots().remove(&removal("a", 0)).unwrap_err();
-    let (slot, found) = rig.listeners.slots.find(&"a".parse().unwrap()).unwrap();
+    let (slot, found) = rig.listeners.slots.find(&name).unwrap();
     rig.plugs(0, 0);
     let slots = rig.slots();
-    assert_eq!(shown(slots.ask_back(&removal("a", 0), slot, &found)).removal_us, None);
-    let Reply::Pending(pending) = slots.ask_back(&removal("a", 1), slot, &found).unwrap() else {
-        panic!("not waited for")
-    };
-    let gone = shown(pending.wait(&Nobody, &|| false));
-    assert!(gone.state == PartitionState::Absent && gone.removal_us.is_some());
+    let asked = slots.ask_back(&removal("a", 1), slot, &found);
+    assert_eq!(problem(asked), "there is no partition a");
+    let resized = slots.want(slot, &name, Bytes::mib(4));
+    assert_eq!(resized.unwrap_err().to_string(), "there is no partition a");
+    assert_eq!(rig.handles[0].look(Partitioner::requested_size), Bytes::ZERO);
 }
 
 /// The guest gave all back before another size was wanted, and that is told only now.

@@ -304,6 +304,30 @@ fn events_of_several_threads_are_told_in_their_order() {
     assert_eq!(*told.lock().unwrap(), ["first", "second"]);
 }
 
+/// A removal was answered with what a partition had been before its release, as that was not told
+/// yet.
+#[test]
+fn settled_is_when_all_that_has_happened_was_told() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let (began, begins) = mpsc::channel();
+    let observer = Box::new(move |_| {
+        began.send(()).unwrap();
+        thread::sleep(Duration::from_millis(50));
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let host = Rig::wanting(0).host;
+    let handle = Mem::new(layout(16), None, Box::new(MockHost(host)), observer).handle();
+    thread::scope(|scope| {
+        let (name, policy) = ("fn-1".parse().unwrap(), Policy::default());
+        let handle = &handle;
+        scope.spawn(move || handle.add_partition(name, Cookie(0), size(4), policy, None).unwrap());
+        begins.recv().unwrap();
+        handle.settle();
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+    });
+}
+
 #[test]
 fn a_handle_outlives_its_device() {
     let rig = Rig::wanting(8);
