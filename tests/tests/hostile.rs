@@ -181,7 +181,8 @@ fn a_liar_about_partitions_has_no_more_than_was_given() -> Result<()> {
     let parse = |text: &str| u64::from_str_radix(text.trim().trim_start_matches("0x"), 16);
     let (released, kept) = (parse(released)?, parse(kept)?);
     let over = cgroup.anonymous()?.saturating_sub(before + 2 * BLOCK);
-    assert!(over < 4 * MIB, "{over} bytes over what it has touched");
+    // A page of its own that is new costs the host a huge one; the partition given back had 64 MiB.
+    assert!(over < 8 * MIB, "{over} bytes over what it has touched");
     let list = attack.vm.partitions()?;
     let one = |id: &str| list.iter().find(|one| one["id"] == id);
     assert!(one("fn-1").is_none(), "{list:?}");

@@ -96,7 +96,11 @@ fn the_power_button_reaches_the_guests_acpid() -> Result<()> {
          printf '#!/bin/sh\\necho pressed > /dev/console\\npoweroff -f\\n' > 00000080 && \
          chmod +x 00000080",
     )?;
-    vm.shell("mkdir -p /var/log /var/run && acpid")?;
+    // It goes to the background before it listens.
+    vm.shell(
+        "mkdir -p /var/log /var/run && acpid; \
+         until ls -l /proc/$(pidof acpid)/fd | grep -q input/event; do sleep 0.1; done",
+    )?;
     vm.api().put("vm.power-button")?.expect(204)?;
     vm.console().wait_for("pressed")?;
     vm.end()

@@ -220,7 +220,7 @@ static void khugepaged(void)
 	set(THP "khugepaged/scan_sleep_millisecs", "10");
 	set(THP "khugepaged/pages_to_scan", "16384");
 	in_function(khugepaged_body);
-	set(THP "khugepaged/scan_sleep_millisecs", "10000");
+	set(THP "khugepaged/scan_sleep_millisecs", "1000000");
 	set(THP "khugepaged/pages_to_scan", "4096");
 	expect_empty("used after its end", FN0);
 }

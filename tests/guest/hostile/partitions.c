@@ -26,7 +26,7 @@ static int part(uint16_t type, uint32_t id, uint16_t flags, uint16_t event, uint
 /* Both are wanted and neither is there; the first has more blocks than the second. */
 void partitions(void)
 {
-	uint64_t first_run, second_run;
+	uint64_t first_run, first_size, second_run;
 	uint32_t first, second;
 
 	bring_up_well();
@@ -44,10 +44,11 @@ void partitions(void)
 	answered("plug the unknown", part(PART_PLUG, 99999, 0, 0, 0, RECORD), NACK);
 	answered("plug the first", part(PART_PLUG, first, 0, 0, 0, RECORD), ACK);
 	first_run = RECORD_U64(56);
+	first_size = RECORD_U64(64);
 	answered("plug it again", part(PART_PLUG, first, 0, 0, 0, RECORD), ERROR);
 	answered("plug the second", part(PART_PLUG, second, 0, 0, 0, RECORD), ACK);
 	second_run = RECORD_U64(56);
-	fill(first_run, first_run + 2 * block);
+	fill(first_run, first_run + first_size);
 	fill(second_run, second_run + 2 * block);
 	answered("shrink what is wanted", part(PART_SHRINK, first, 1, 0, first_run, 10), NACK);
 	answered("shrink the other's", part(PART_SHRINK, first, 1, 0, second_run, 10), ERROR);

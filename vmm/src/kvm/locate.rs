@@ -6,7 +6,7 @@
 //! instruction once more.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs,
@@ -14,8 +14,12 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
-/// One instruction takes microseconds. The guest can't make it last longer than this.
-const LIMIT: Duration = Duration::from_millis(200);
+/// One instruction takes microseconds, where the host gives the thread a CPU. The guest can't make
+/// it last longer than this.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// How often the thread is looked at.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// RFLAGS.AC.
 const ALIGNMENT_CHECK: u64 = 1 << 18;
@@ -25,11 +29,13 @@ const ALIGNMENT_CHECK: u64 = 1 << 18;
 /// The vCPU is of no use afterwards.
 pub(super) fn locate(fd: VcpuFd) -> Option<u64> {
     let thread = thread::Builder::new().name("locate".into()).spawn(move || step(fd)).ok()?;
-    thread::sleep(LIMIT / 10);
+    let start = Instant::now();
     while !thread.is_finished() {
-        thread::sleep(LIMIT);
-        // Ends KVM_RUN. One that comes between two looks is followed by another.
-        let _ = thread.kill(SIGRTMIN());
+        thread::sleep(LOOK);
+        if start.elapsed() > LIMIT {
+            // Ends KVM_RUN. One that comes too early is followed by another.
+            let _ = thread.kill(SIGRTMIN());
+        }
     }
     thread.join().ok().flatten()
 }

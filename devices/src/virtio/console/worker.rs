@@ -165,6 +165,7 @@ mod tests {
     use crate::guest_memory::GuestMemory;
     use crate::virtio::testing::{Interrupts, Ring, answers, memory, offer, queue, readable};
     use crate::virtio::testing::{ring, writable};
+    use crate::virtio::worker::SLICED;
 
     const DATA: u64 = 0x1_0000;
 
@@ -284,6 +285,7 @@ mod tests {
     /// A host that reads slowly would hold up a pause for minutes.
     #[test]
     fn a_slow_reader_gets_all_output_and_does_not_keep_the_thread() {
+        SLICED.set(true);
         let memory = memory();
         let mut port = Port::new(&memory);
         let text: Vec<u8> = (0..4 * CHUNK).map(|at| (at / 7) as u8).collect();
@@ -305,6 +307,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_adds_empty_buffers_does_not_keep_the_thread() {
+        SLICED.set(true);
         let memory = memory();
         let mut port = Port::new(&memory);
         offer(&port.receive, 0, &[readable(DATA, 8)]);

@@ -19,25 +19,31 @@ const CHUNK: usize = 4096;
 /// A descriptor to write to.
 pub(super) struct Outlet<F> {
     fd: F,
+    patience: Duration,
     /// The last write ran out of patience, and there has been no room since.
     stalled: AtomicBool,
 }
 
 impl<F: AsFd> Outlet<F> {
+    /// Each write waits for a reader for [`PATIENCE`].
     pub(super) fn new(fd: F) -> Self {
-        Self { fd, stalled: AtomicBool::new(false) }
+        Self::with_patience(fd, PATIENCE)
+    }
+
+    pub(super) fn with_patience(fd: F, patience: Duration) -> Self {
+        Self { fd, patience, stalled: AtomicBool::new(false) }
     }
 
     pub(super) fn get(&self) -> &F {
         &self.fd
     }
 
-    /// Writes `bytes`, or as many as there is room for within [`PATIENCE`].
+    /// Writes `bytes`, or as many as there is room for before patience is over.
     ///
     /// # Errors
     /// The other end is gone, or the host can't write.
     pub(super) fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + self.patience;
         while !bytes.is_empty() && self.has_room(until)? {
             match rustix::io::write(&self.fd, &bytes[..bytes.len().min(CHUNK)]) {
                 Ok(count) => bytes = &bytes[count..],
@@ -57,7 +63,10 @@ impl<F: AsFd> Outlet<F> {
                 true => Duration::ZERO,
                 false => until.saturating_duration_since(Instant::now()),
             };
-            let left = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+            let left = Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
             let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
             match rustix::event::poll(&mut fds, Some(&left)) {
                 Err(Errno::INTR) => {}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::virtio::worker::SLICED;
 
 /// Offers `count` one-sector reads, each with a status byte of its own.
 fn offer_reads(rig: &mut Rig, count: u64) {
@@ -100,6 +101,7 @@ fn quiesce_answers_all_that_is_in_flight() {
 
 #[test]
 fn a_driver_that_never_stops_does_not_keep_the_thread() {
+    SLICED.set(true);
     let mut rig = Rig::new();
     rig.header(T_FLUSH, 0);
     testing::offer(&rig.ring, 0, &chain(0, 0));
@@ -122,6 +124,7 @@ fn a_driver_that_never_stops_does_not_keep_the_thread() {
 /// With all that a guest may queue, a slow disk would hold up a pause for minutes.
 #[test]
 fn a_slow_disk_does_not_keep_the_thread() {
+    SLICED.set(true);
     let mut rig = Rig::new();
     rig.mock.state().push_takes = Duration::from_millis(11);
     offer_reads(&mut rig, 3);
