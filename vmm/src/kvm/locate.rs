@@ -14,9 +14,9 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
-/// One instruction takes microseconds, where the host gives the thread a CPU. The guest can't make
-/// it last longer than this.
-const LIMIT: Duration = Duration::from_secs(2);
+/// One instruction takes microseconds, where the host gives the thread a CPU. A guest that goes on,
+/// or sleeps, is ended after this.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// How often the thread is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -48,8 +48,9 @@ fn step(mut fd: VcpuFd) -> Option<u64> {
     match fd.run() {
         Ok(VcpuExit::MmioRead(address, _) | VcpuExit::MmioWrite(address, _)) => Some(address),
         // Not closed: the host itself has no memory there.
-        Err(_) => None,
-        // KVM can't emulate what it can't fetch; a user program gets an exception instead.
+        Err(error) if error.errno() != libc::EINTR => None,
+        // KVM can't emulate what it can't fetch; a user program gets an exception instead, of which
+        // its kernel makes something else, or it sleeps.
         _ => instruction,
     }
 }
