@@ -104,7 +104,9 @@ fn run(options: &Options) -> Result<()> {
     let room = 2 * options.size * MIB;
     let vcpus = options.vcpus();
     let guest = Guest { room: 128 * MIB, vcpus, ..Guest::staged(&place, room + 256 * MIB)? };
-    let partitions = json!({ "partitions": { "size": room, "prepare": room } });
+    // Of the rest of a memory block Linux makes none.
+    let region = room.next_multiple_of(128 * MIB);
+    let partitions = json!({ "partitions": { "size": region, "prepare": region } });
     let with = Guest { memory: partitions, ..guest.clone() };
     let plain = options.plain_vmlinux.as_ref().map(|path| {
         let vmlinux = path.clone();
