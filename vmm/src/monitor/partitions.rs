@@ -299,7 +299,7 @@ mod tests {
     use devices::virtio::mem::{Mem, MemEvent};
     use memctl::{Blocks, Geometry, Layout};
 
-    use super::super::testing::{Host, Nobody};
+    use super::super::testing::{Host, removed};
     use super::*;
     use crate::api::Endpoint;
 
@@ -382,14 +382,6 @@ mod tests {
         }
     }
 
-    fn removed(result: Result<Reply, ApiError>) -> PartitionReply {
-        let Ok(Reply::Pending(pending)) = result else { panic!("{result:?}") };
-        match pending.wait(&Nobody, &|| false) {
-            Ok(Reply::Partition(gone)) => *gone,
-            other => panic!("{other:?}"),
-        }
-    }
-
     #[test]
     fn a_partition_that_nobody_has_taken_goes_at_once() {
         let waiting = Arc::default();
@@ -417,9 +409,7 @@ mod tests {
         assert_eq!(waiting.lock().len(), 2);
         gone(&views[0]);
         for pending in pending {
-            let Ok(Reply::Partition(reply)) = pending.wait(&Nobody, &|| false) else {
-                panic!("no partition")
-            };
+            let reply = removed(Ok(Reply::Pending(pending)));
             assert!(reply.id == "a" && reply.removal_us.is_some());
         }
         assert!(waiting.lock().is_empty());

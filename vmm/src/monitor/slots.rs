@@ -340,15 +340,13 @@ impl Slots<'_> {
                 if again {
                     self.tell_stuck(slot);
                 }
-                Err(self.not_back(slot, &left))
+                return Err(self.not_back(slot, &left));
             }
-            left => {
-                if again && left.is_some() {
-                    self.slots[slot].1.remind();
-                }
-                Ok(Reply::Pending(pending))
-            }
+            Some(_) if again => self.slots[slot].1.remind(),
+            // One that has gone was told with the table locked: who asks has its answer.
+            _ => {}
         }
+        Ok(Reply::Pending(pending))
     }
 
     /// A removal was asked for again, or its patience is over, and the guest has not given it all.

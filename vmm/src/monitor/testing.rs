@@ -9,7 +9,7 @@ use serde_json::json;
 use tempfile::NamedTempFile;
 
 use crate::api::config::VmConfig;
-use crate::api::{ApiError, Control, ErrorKind, Reply, Request};
+use crate::api::{ApiError, Control, ErrorKind, PartitionReply, Reply, Request};
 
 /// Opens and frees whatever it is asked to.
 pub(super) struct Host;
@@ -25,11 +25,20 @@ impl HostBlocks for Host {
 }
 
 /// Nobody to ask: an answer must be there already.
-pub(super) struct Nobody;
+struct Nobody;
 
 impl Control for Nobody {
     fn call(&self, _request: Request) -> Result<Reply, ApiError> {
         Err(ApiError::new(ErrorKind::Internal, "asked"))
+    }
+}
+
+/// The partition of a removal whose answer is there, and came as one that is waited for.
+pub(super) fn removed(removal: Result<Reply, ApiError>) -> PartitionReply {
+    let Ok(Reply::Pending(pending)) = removal else { panic!("{removal:?}") };
+    match pending.wait(&Nobody, &|| false) {
+        Ok(Reply::Partition(gone)) => *gone,
+        other => panic!("{other:?}"),
     }
 }
 

@@ -140,7 +140,7 @@ impl Shared {
         state
     }
 
-    /// The state, for the guest: after all others that wait for them. The lock itself would go to the
+    /// The state, for the guest: after all others that wait for it. The lock itself would go to the
     /// one thread that runs already, again and again.
     fn state_for_guest(&self) -> MutexGuard<'_, State> {
         while self.callers.load(Ordering::Relaxed) > 0 {

@@ -63,10 +63,7 @@ impl<F: AsFd> Outlet<F> {
                 true => Duration::ZERO,
                 false => until.saturating_duration_since(Instant::now()),
             };
-            let left = Timespec {
-                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            };
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
             let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
             match rustix::event::poll(&mut fds, Some(&left)) {
                 Err(Errno::INTR) => {}

@@ -14,7 +14,7 @@ use super::*;
 const SOON: Duration = Duration::from_secs(5);
 
 fn readable_within(fd: impl AsFd, time: Duration) -> bool {
-    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+    let time = Timespec::try_from(time).unwrap();
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&time)).unwrap() > 0
 }
 

@@ -6,7 +6,7 @@ use memctl::{Cookie, Geometry, Layout, Policy};
 use std::time::Duration;
 
 use super::super::slots::Moved;
-use super::super::testing::{Host, Nobody, VmFiles};
+use super::super::testing::{Host, VmFiles, removed};
 use super::*;
 use crate::api::Endpoint;
 use crate::machine::spec::MemDevice;
@@ -66,13 +66,9 @@ fn a_partition_that_goes_with_its_machine_is_told_to_who_waits_and_who_watches()
     let moved = Moved { requested: size, plugged: size, counters, freeing };
     slots.moved(0, moved, waiting, events);
     let removal = Removal { name, timeout: Duration::from_secs(60), evacuate: false };
-    let Ok(Reply::Pending(pending)) = vm.with_slots(|slots| slots.remove(&removal)) else {
-        panic!("not waited for")
-    };
+    let removing = vm.with_slots(|slots| slots.remove(&removal));
     vm.reboot(VmState::Running).unwrap_err();
-    assert!(
-        matches!(pending.wait(&Nobody, &|| false), Ok(Reply::Partition(last)) if last.id == "a")
-    );
+    assert_eq!(removed(removing).id, "a");
     drop(vm);
     let told = std::fs::read_to_string(path).unwrap();
     assert!(told.contains(r#""state":"absent""#), "{told}");

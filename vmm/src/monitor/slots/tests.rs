@@ -6,7 +6,7 @@ use std::time::Duration;
 use devices::virtio::mem::{Mem, Observer};
 use memctl::{Cookie, Geometry, Layout, Partitioner, Policy};
 
-use super::super::testing::{Host, Nobody};
+use super::super::testing::{Host, removed};
 use super::*;
 use crate::api::{Endpoint, Release};
 use crate::machine::spec::Memory;
@@ -112,11 +112,6 @@ fn shown(reply: Result<Reply, ApiError>) -> PartitionReply {
         Reply::Partition(shown) => *shown,
         other => panic!("{other:?}"),
     }
-}
-
-fn removed(result: Result<Reply, ApiError>) -> PartitionReply {
-    let Ok(Reply::Pending(pending)) = result else { panic!("{result:?}") };
-    shown(pending.wait(&Nobody, &|| false))
 }
 
 fn problem(result: Result<Reply, ApiError>) -> String {
