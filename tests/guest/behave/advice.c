@@ -396,7 +396,7 @@ static void poison(void)
 	expect_equal("used after its end", used(FN0), PAGE);
 }
 
-/* One that goes bad while nobody has it: whoever gets to it passes over it. */
+/* One that goes bad while nobody has it: whoever gets to it passes over it, huge page or not. */
 
 static int has_flag(uint64_t frame, int flag)
 {
@@ -407,11 +407,20 @@ static int has_flag(uint64_t frame, int flag)
 	return has;
 }
 
+static void expect_without(const char *mem, size_t size, uint64_t bad)
+{
+	uint64_t *frames = frames_of(mem, size);
+
+	for (size_t i = 0; i < size / PAGE; i++)
+		expect(frames[i] != bad, "page %zu: expected another than the bad one", i);
+	free(frames);
+}
+
 static void poison_free_body(void)
 {
 	size_t size = partition_value(FN0, "size");
 	char *mem = map_memory(SIZE), text[32];
-	uint64_t bad, *frames;
+	uint64_t bad;
 
 	madvise(mem, SIZE, MADV_NOHUGEPAGE);
 	fill(mem, SIZE, 1);
@@ -424,13 +433,23 @@ static void poison_free_body(void)
 	put("/sys/devices/system/memory/hard_offline_page", text, 0);
 	expect(has_flag(bad, KPF_HWPOISON), "a page that went bad: not marked");
 
+	/* Of the huge page that would have had it, the rest stays for small ones. */
+	mem = map_memory(SIZE);
+	madvise(mem, SIZE, MADV_HUGEPAGE);
+	fill(mem, SIZE, 2);
+	expect_equal("bytes of huge pages", mapping_value(mem, "AnonHugePages"), SIZE);
+	expect_in("huge pages", mem, SIZE, IN_A);
+	expect_without(mem, SIZE, bad);
+	munmap(mem, SIZE);
+	set("/proc/sys/vm/compact_memory", "1");
+	expect_used_at_most("used after huge pages", FN0, PAGE);
+
 	mem = map_memory(size);
-	fill(mem, size, 2);
+	madvise(mem, size, MADV_NOHUGEPAGE);
+	fill(mem, size, 3);
 	expect_at_least("used by who wants all of it", used(FN0), size);
-	frames = frames_of(mem, size);
-	for (size_t i = 0; i < size / PAGE; i++)
-		expect(frames[i] != bad, "page %zu: expected another than the bad one", i);
-	expect_holds("memory", mem, size, 2);
+	expect_without(mem, size, bad);
+	expect_holds("memory", mem, size, 3);
 }
 
 static void poison_free(void)
