@@ -1,5 +1,7 @@
 //! Partitions of a guest with our kernel: a function's memory, taken and given back whole.
 
+mod driver;
+mod failures;
 mod told;
 mod wishes;
 
@@ -85,6 +87,14 @@ fn is_gone(vm: &Tessera, id: &str) -> Result<()> {
     until(&format!("{id} to be gone"), within(30), || Ok(find(vm, id)?.is_none().then_some(())))
 }
 
+/// Waits until the host was told that so much of it is in use.
+fn uses(vm: &Tessera, id: &str, least: u64) -> Result<()> {
+    until(&format!("{} MiB of {id} to be in use", least / MIB), within(30), || {
+        let used = find(vm, id)?.context("no partition")?["used"].as_u64();
+        Ok((used >= Some(least)).then_some(()))
+    })
+}
+
 /// The guest's number for a partition.
 fn number(vm: &Tessera, id: &str) -> Result<u64> {
     find(vm, id)?.context("no partition")?["number"].as_u64().context("no number")
@@ -101,6 +111,11 @@ fn start_with(vm: &Tessera, mib: u64) -> Result<Hogs<'_>> {
     vm.hogs(1, mib, "cgroup=/cg/fn")
 }
 
+/// What the guest says of the function's partition, in bytes.
+fn in_guest(vm: &Tessera, key: &str) -> Result<u64> {
+    Ok(vm.shell(&format!("sed -n 's/^{key} //p' /cg/fn0/memory.partition"))?.parse()?)
+}
+
 /// Ends it, and with it the binding of its control group.
 fn end(vm: &Tessera, function: Hogs<'_>) -> Result<()> {
     function.end()?;
@@ -111,13 +126,20 @@ fn counter(vm: &Tessera, name: &str) -> Result<u64> {
     vm.counter("__partitions", name)
 }
 
+/// What the guest's kernel counts: all memory, that of partitions, and what is free of theirs.
+fn meminfo(vm: &Tessera) -> Result<[u64; 3]> {
+    Ok([vm.meminfo("MemTotal")?, vm.meminfo("PartitionTotal")?, vm.meminfo("PartitionFree")?])
+}
+
 #[test]
 fn a_function_ends_in_one_request_and_no_page_is_migrated() -> Result<()> {
     let cgroup = Cgroup::new()?;
     let vm = vm_in(&cgroup)?;
     let idle = cgroup.memory()?;
+    let without = meminfo(&vm)?;
     for round in 1..=3 {
         add(&vm, "fn-1", "auto")?;
+        assert_eq!(meminfo(&vm)?, [without[0] + SIZE, SIZE, SIZE]);
         let number = number(&vm, "fn-1")?;
         let cookie = format!("cat /sys/bus/virtio/devices/*/partitions/{number}/cookie");
         assert_eq!(vm.shell(&cookie)?, "7", "partition {number}");
@@ -126,10 +148,16 @@ fn a_function_ends_in_one_request_and_no_page_is_migrated() -> Result<()> {
         reaches(&vm, "fn-1", "bound", SIZE)?;
         let busy = cgroup.memory()?;
         assert!(busy > idle + 190 * MIB, "{} MiB, then {}", idle / MIB, busy / MIB);
+        let [total, theirs, free] = meminfo(&vm)?;
+        assert_eq!([total, theirs], [without[0] + SIZE, SIZE]);
+        let used = SIZE - free;
+        // With the function's stack and its like.
+        assert!((200 * MIB..210 * MIB).contains(&used), "{used} bytes of 200 MiB are in use");
         let before = vm.migrated()?;
         end(&vm, function)?;
         is_gone(&vm, "fn-1")?;
         assert_eq!(vm.migrated()?, before);
+        assert_eq!(meminfo(&vm)?, without);
         assert_eq!(counter(&vm, "part_release")?, round);
         let after = cgroup.memory()?;
         println!("round {round}: {idle} bytes of the host's, then {busy}, then {after}");
@@ -160,30 +188,6 @@ fn huge_pages_of_a_function_go_back_to_the_hosts_pool() -> Result<()> {
         vm.power_off_unharmed()?;
         assert_eq!(pages.free()?, all);
     }
-    Ok(())
-}
-
-/// The driver asks again after a while, and nobody has to tell it to.
-#[test]
-fn a_plug_that_the_host_has_no_memory_for_comes_when_it_has() -> Result<()> {
-    let pages = HugePages::reserve(BOOT + 64 * MIB)?;
-    let config = config()?.set("memory.hugepages", true).set("memory.prefault", true);
-    let vm = Vm::from(config).boot()?;
-    control_group(&vm)?;
-    let body = json!({"id": "fn-1", "size": SIZE, "release": "auto"});
-    put(&vm, "vm.add-partition", &body)?.expect(200)?;
-    let refused = || Ok((counter(&vm, "busy")? > 0).then_some(()));
-    until("the host to be asked for more than it has", within(10), refused)?;
-    let one = find(&vm, "fn-1")?.context("no partition")?;
-    assert_eq!((&one["state"], &one["plugged"]), (&json!("requested"), &json!(0)));
-    let more = HugePages::reserve(SIZE)?;
-    reaches(&vm, "fn-1", "plugged", SIZE)?;
-    let function = start(&vm)?;
-    function.check()?;
-    end(&vm, function)?;
-    is_gone(&vm, "fn-1")?;
-    vm.power_off_unharmed()?;
-    drop((more, pages));
     Ok(())
 }
 
@@ -295,7 +299,17 @@ fn a_partition_grows_and_shrinks_before_its_function_and_under_it() -> Result<()
     resize("plugged", 128 * MIB)?;
     resize("plugged", 512 * MIB)?;
     let function = start(&vm)?;
-    resize("bound", 768 * MIB)?;
+    let grown = 768 * MIB;
+    resize("bound", grown)?;
+    // Both are more than it had room for. The host is told of each sixteenth of the size.
+    let second = vm.hogs(1, 400, "cgroup=/cg/fn")?;
+    let both = (200 + 400) * MIB;
+    uses(&vm, "fn-1", both - grown / 16)?;
+    assert!(in_guest(&vm, "used")? >= both);
+    assert_eq!(in_guest(&vm, "spilled")?, 0);
+    assert_eq!(find(&vm, "fn-1")?.context("no partition")?["spilled"], 0);
+    second.check()?;
+    second.end()?;
     resize("bound", SIZE)?;
     function.check()?;
     // It has 200 MiB, and the rest goes as it becomes free: nothing is moved.
@@ -327,53 +341,6 @@ fn the_kernels_self_test_passes() -> Result<()> {
     assert_eq!(status, 0, "{told}");
     let totals = told.lines().last().unwrap_or_default().trim();
     assert_eq!(totals, "# Totals: pass:6 fail:0 xfail:0 xpass:0 skip:0 error:0");
-    vm.power_off_unharmed()
-}
-
-/// Unbinds the driver from the device, or binds it again; says whether the guest's kernel did.
-fn driver(vm: &Tessera, what: &str, device: &str) -> Result<bool> {
-    let command = format!("echo {device} > /sys/bus/virtio/drivers/virtio_mem/{what}");
-    Ok(vm.console().status_of(&command)?.0 == 0)
-}
-
-fn device(vm: &Tessera) -> Result<String> {
-    vm.shell("basename /sys/bus/virtio/drivers/virtio_mem/virtio*")
-}
-
-/// What nobody uses is released, for good; the driver that comes back takes what the host adds then.
-#[test]
-fn a_driver_that_goes_and_comes_back_starts_over() -> Result<()> {
-    let vm = vm()?;
-    add(&vm, "first", "manual")?;
-    let device = device(&vm)?;
-    assert!(driver(&vm, "unbind", &device)?);
-    is_gone(&vm, "first")?;
-    assert_eq!(vm.actual_size()?, BOOT);
-    let body = json!({"id": "second", "size": SIZE, "cookie": 7});
-    put(&vm, "vm.add-partition", &body)?.expect(409)?;
-    assert!(driver(&vm, "bind", &device)?);
-    add(&vm, "second", "auto")?;
-    let function = start(&vm)?;
-    reaches(&vm, "second", "bound", SIZE)?;
-    end(&vm, function)?;
-    is_gone(&vm, "second")?;
-    vm.power_off_unharmed()
-}
-
-/// As with stock virtio-mem: what a function uses stays plugged, and stays where it is.
-#[test]
-fn a_driver_that_goes_leaves_a_function_its_memory() -> Result<()> {
-    let vm = vm()?;
-    add(&vm, "fn-1", "auto")?;
-    let function = start(&vm)?;
-    reaches(&vm, "fn-1", "bound", SIZE)?;
-    let device = device(&vm)?;
-    assert!(driver(&vm, "unbind", &device)?);
-    function.check()?;
-    assert!(!driver(&vm, "bind", &device)?, "a driver that knows nothing of what is in use");
-    function.check()?;
-    end(&vm, function)?;
-    assert_eq!(find(&vm, "fn-1")?.context("no partition")?["plugged"], json!(SIZE));
     vm.power_off_unharmed()
 }
 
@@ -428,16 +395,5 @@ fn bookkeeping_is_there_ahead_and_goes_after_a_while() -> Result<()> {
     }
     has(2 * SIZE)?;
     end(&vm, start(&vm)?)?;
-    vm.power_off_unharmed()
-}
-
-#[test]
-fn a_guest_without_the_channel_is_a_conflict_that_says_what_to_do() -> Result<()> {
-    let vm = vm()?;
-    vm.unbind_memory()?;
-    let body = json!({"id": "fn-1", "size": SIZE});
-    let text = put(&vm, "vm.add-partition", &body)?.expect(409)?.body.to_string();
-    assert!(text.contains("partition channel") && text.contains("vm.resize"), "{text}");
-    assert!(find(&vm, "fn-1")?.is_none());
     vm.power_off_unharmed()
 }

@@ -1,11 +1,11 @@
 //! What the host wants changes before the guest is done with it.
 
-use anyhow::Context;
-use guest_tests::{MIB, Result, Vm, until, within};
+use guest_tests::{MIB, Result, Tessera, Vm};
 use serde_json::json;
 
 use super::{
-    SIZE, add, add_sized, booted, config, end, find, is_gone, put, reaches, start, start_with, vm,
+    BOOT, SIZE, add, add_sized, booted, config, counter, end, is_gone, put, reaches, start,
+    start_with, uses, vm,
 };
 
 /// A kept partition outlives a removal that the host thought better of, however soon its function
@@ -29,25 +29,55 @@ fn a_removal_that_is_withdrawn_takes_nothing() -> Result<()> {
     vm.power_off_unharmed()
 }
 
-/// Linux adds memory in blocks of 128 MiB, of which the last one is not all in this region.
+/// A guest whose room for partitions ends within a block of Linux's memory, which are of 128 MiB:
+/// what is in that one the guest can't use.
+fn vm_with_useless_room() -> Result<Tessera> {
+    let config = config()?.set("memory.partitions", json!({"size": 192 * MIB}));
+    booted(Vm::from(config))
+}
+
+/// How often the guest's driver has said that it can't use what it plugged.
+fn useless_plugs(vm: &Tessera) -> Result<u64> {
+    let said = "dmesg | grep -c 'no use for the memory of partition' || true";
+    Ok(vm.shell(said)?.parse()?)
+}
+
 #[test]
 fn a_shrink_takes_first_what_the_guest_could_not_use() -> Result<()> {
-    let config = config()?.set("memory.partitions", json!({"size": 192 * MIB}));
-    let vm = booted(Vm::from(config))?;
+    let vm = vm_with_useless_room()?;
     add_sized(&vm, "fn-1", 64 * MIB, "auto")?;
     for size in [160 * MIB, 64 * MIB] {
         put(&vm, "vm.resize-partition", &json!({"id": "fn-1", "size": size}))?.expect(200)?;
         reaches(&vm, "fn-1", "plugged", size)?;
     }
-    let told = vm.shell("dmesg | grep -c 'no use for the memory of partition'")?;
-    assert_eq!(told, "1", "the guest has a use for all of it");
+    assert_eq!(useless_plugs(&vm)?, 1, "the guest has a use for all of it");
     let function = start_with(&vm, 40)?;
-    until("the function to be in what is left", within(30), || {
-        let used = find(&vm, "fn-1")?.context("no partition")?["used"].as_u64();
-        Ok((used >= Some(32 * MIB)).then_some(()))
-    })?;
+    uses(&vm, "fn-1", 32 * MIB)?;
     function.check()?;
     end(&vm, function)?;
     is_gone(&vm, "fn-1")?;
+    vm.power_off_unharmed()
+}
+
+/// One that was to be kept too: nobody else could have what it holds.
+#[test]
+fn what_the_guest_cannot_use_at_all_goes_back() -> Result<()> {
+    let vm = vm_with_useless_room()?;
+    add_sized(&vm, "fn-1", 128 * MIB, "auto")?;
+    let function = start_with(&vm, 100)?;
+    reaches(&vm, "fn-1", "bound", 128 * MIB)?;
+    let body = json!({"id": "fn-2", "size": 64 * MIB, "release": "manual"});
+    put(&vm, "vm.add-partition", &body)?.expect(200)?;
+    is_gone(&vm, "fn-2")?;
+    assert_eq!(useless_plugs(&vm)?, 1);
+    assert_eq!(counter(&vm, "releases")?, 1);
+    assert_eq!(counter(&vm, "released_bytes")?, 64 * MIB);
+    assert_eq!(vm.actual_size()?, BOOT + 128 * MIB);
+    reaches(&vm, "fn-1", "bound", 128 * MIB)?;
+    function.check()?;
+    end(&vm, function)?;
+    is_gone(&vm, "fn-1")?;
+    // Where the other one was, the guest can use it.
+    add_sized(&vm, "fn-2", 64 * MIB, "auto")?;
     vm.power_off_unharmed()
 }
