@@ -95,6 +95,19 @@ static void rewrite(struct area *area)
 
 /* What a function does. Each begins and ends with areas that hold what they should. */
 
+/* What nobody has written since it came reads as zero. */
+static void expect_new(const char *what, const struct area *area)
+{
+	size_t at;
+
+	/* A page that is read first is the kernel's one page of zeroes. */
+	for (at = 0; at < area->size; at += PAGE)
+		*(volatile char *)(area->mem + at) = 0;
+	at = first_nonzero(area->mem, area->size);
+	if (at != area->size / 8)
+		fail(what, area, at, 0);
+}
+
 static void new_area(struct area *area)
 {
 	static const int advice[] = { MADV_NORMAL, MADV_HUGEPAGE, MADV_NOHUGEPAGE };
@@ -104,18 +117,16 @@ static void new_area(struct area *area)
 	area->size = (1 + chance(chance(8) ? 8 : MOST / (64 * KIB))) * 64 * KIB;
 	area->mem = map_memory(area->size);
 	madvise(area->mem, area->size, advice[chance(3)]);
+	if (chance(2))
+		expect_new("what is new", area);
 	rewrite(area);
 }
 
 static void drop(struct area *area)
 {
-	size_t at;
-
 	if (madvise(area->mem, area->size, MADV_DONTNEED))
 		return;
-	at = first_nonzero(area->mem, area->size);
-	if (at != area->size / 8)
-		fail("what was dropped", area, at, 0);
+	expect_new("what was dropped", area);
 	rewrite(area);
 }
 

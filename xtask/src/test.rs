@@ -6,6 +6,7 @@
 mod guest;
 
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -13,9 +14,13 @@ use clap::Args;
 use crate::cache::Cache;
 use crate::cargo::{self, Program, cargo};
 use crate::check::{self, CHECKS};
+use crate::demo;
 use crate::libtest::{self, Outcome, Tally};
 use crate::process::step;
 use crate::setup;
+
+/// How long the demo may take once it is built.
+const DEMO: Duration = Duration::from_secs(120);
 
 /// What `cargo xtask test` can be told.
 #[derive(Args)]
@@ -44,6 +49,9 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<ExitCode> {
     }
     total.add(documentation(filter)?);
     total.add(guest::run(cache, &guest, options)?);
+    if "demo".contains(filter.as_str()) {
+        total.add(demonstration(cache, options.long)?);
+    }
     Ok(report(&total))
 }
 
@@ -72,6 +80,27 @@ fn documentation(filter: &str) -> Result<Tally> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--doc", "--no-fail-fast", "--", filter]);
     tests_of(&mut command, "documentation")
+}
+
+/// The demo as the README has it. It checks what it shows.
+fn demonstration(cache: &Cache, long: bool) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let name = "eight functions, and the end of each";
+    if !long {
+        tally.count("demo", name, Outcome::Skipped, "takes a minute: cargo xtask test --long");
+        return Ok(tally);
+    }
+    cargo::build(&["build", "--release", "--package", "benches", "--bin", "demo"])?;
+    let start = Instant::now();
+    match demo::run(cache) {
+        Err(error) => tally.fail(format!("demo: {error:#}")),
+        Ok(()) if start.elapsed() > DEMO => {
+            let (took, limit) = (start.elapsed().as_secs(), DEMO.as_secs());
+            tally.fail(format!("demo: took {took} s, more than {limit}"));
+        }
+        Ok(()) => tally.count("demo", name, Outcome::Passed, ""),
+    }
+    Ok(tally)
 }
 
 fn tests_of(command: &mut Command, label: &str) -> Result<Tally> {

@@ -143,6 +143,8 @@ fn functions(place: &Place, base: &Guest, way: Way, memctl: Option<&PathBuf>) ->
         let before = smaps::resident(vm.pid())?;
         let release = scene.release(number as u64)?;
         let back = before.saturating_sub(smaps::resident(vm.pid())?);
+        let moved = release.migrated;
+        ensure!(way != Way::Partition || moved == 0, "{moved} pages were moved for {name}'s");
         println!("{name:>8} has ended: {} back in {:.1} ms", bytes(back), ms(release.time));
         ends.push(End { release, back });
         hogs.check()?;

@@ -274,68 +274,34 @@ static void reclaim_switch(void)
 	expect_empty("used after its end", FN0);
 }
 
-/* What the whole machine is short of is not to be had from a partition. */
-static void shortage_body(void)
+/* Nobody sees what another had in a partition that was kept. */
+static void leave_body(void)
 {
-	char *mem = map_memory(5 * SIZE);
+	size_t size = partition_value(FN0, "size");
 
-	madvise(mem, SIZE, MADV_NOHUGEPAGE);
-	fill(mem, 5 * SIZE, 1);
-	reach(1);
-	await(2);
-	expect_in("memory of a function while others lack some", mem, 5 * SIZE, IN_A);
-	expect_holds("memory of a function while others lack some", mem, 5 * SIZE, 1);
+	fill(map_memory(size), size, 1);
+	expect_at_least("used by who wants all of it", used(FN0), size);
 }
 
-/* Takes memory until much of it is in swap. */
-static void shortage_outside(void)
+static void find_body(void)
 {
-	const long enough = 160 * MIB / PAGE;
-	size_t most = number_of("/proc/meminfo", "MemAvailable") * KIB + 256 * MIB;
-	long before = number_of("/proc/vmstat", "pswpout"), swapped = 0;
-	char *mem = map_memory(most);
+	size_t size = partition_value(FN0, "size") - SLACK;
+	char *mem = map_memory(size);
 
-	for (size_t at = 0; at < most && swapped < enough; at += MIB) {
-		memset(mem + at, 1, MIB);
-		swapped = number_of("/proc/vmstat", "pswpout") - before;
-	}
-	expect_at_least("pages written to swap", swapped, enough);
+	madvise(mem, size / 2, MADV_NOHUGEPAGE);
+	touch(mem, size);
+	expect_in("memory that another had", mem, size, IN_A);
+	expect_zero("memory that another had", mem, size);
 }
 
-/* A function has its memory while OUTSIDE takes that of the machine, and ends by SIGNAL. */
-static void run_short(void (*outside)(void), int signal)
+static void kept_zero(void)
 {
-	pid_t pid;
-
+	bind_to(FN0, "release=manual");
+	bind_to(FN1, "");
+	in_function(leave_body);
+	unbind(FN0);
 	bind_to(FN0, "");
-	pid = start(FN0, shortage_body);
-	await(1);
-	finish(start(OUT, outside), signal);
-	reach(2);
-	finish(pid, 0);
-	expect_empty("used after its end", FN0);
-}
-
-static void shortage(void)
-{
-	run_short(shortage_outside, 0);
-}
-
-/* Where the machine has no more, who took it is killed, and nobody in a partition. */
-static void oom_outside(void)
-{
-	size_t most = number_of("/proc/meminfo", "MemAvailable") * KIB + 256 * MIB;
-
-	memset(map_memory(most), 1, most);
-	expect(0, "taking more than there is: expected to be killed, found %zu bytes there", most);
-}
-
-static void oom(void)
-{
-	long killed = number_of("/proc/vmstat", "oom_kill");
-
-	run_short(oom_outside, SIGKILL);
-	expect_equal("tasks killed", number_of("/proc/vmstat", "oom_kill") - killed, 1);
+	in_function(find_body);
 }
 
 /* Memory that is locked is in the partition, and nothing moves it. */
@@ -375,91 +341,6 @@ static void lock(void)
 	expect_empty("used after its end", FN0);
 }
 
-/* A page that goes bad: the function is told, and nobody gets the page again. */
-
-static void poison_body(void)
-{
-	char *mem = map_memory(SIZE);
-
-	madvise(mem, SIZE, MADV_NOHUGEPAGE);
-	fill(mem, SIZE, 1);
-	expect_in("memory", mem, SIZE, IN_A);
-	madvise(mem + 16 * PAGE, PAGE, MADV_HWPOISON);
-	expect(0, "expected to be killed, was not");
-}
-
-static void poison(void)
-{
-	bind_to(FN0, "");
-	finish(start(FN0, poison_body), SIGBUS);
-	expect_used_at_most("used after its end", FN0, PAGE);
-	expect_equal("used after its end", used(FN0), PAGE);
-}
-
-/* One that goes bad while nobody has it: whoever gets to it passes over it, huge page or not. */
-
-static int has_flag(uint64_t frame, int flag)
-{
-	uint64_t *flags = words_of(PAGE_FLAGS, frame, 1);
-	int has = *flags >> flag & 1;
-
-	free(flags);
-	return has;
-}
-
-static void expect_without(const char *mem, size_t size, uint64_t bad)
-{
-	uint64_t *frames = frames_of(mem, size);
-
-	for (size_t i = 0; i < size / PAGE; i++)
-		expect(frames[i] != bad, "page %zu: expected another than the bad one", i);
-	free(frames);
-}
-
-static void poison_free_body(void)
-{
-	size_t size = partition_value(FN0, "size");
-	char *mem = map_memory(SIZE), text[32];
-	uint64_t bad;
-
-	madvise(mem, SIZE, MADV_NOHUGEPAGE);
-	fill(mem, SIZE, 1);
-	bad = frames_of(mem, SIZE)[16];
-	munmap(mem, SIZE);
-	set("/proc/sys/vm/compact_memory", "1");
-	expect(has_flag(bad, KPF_OFFLINE), "a page after munmap: still in use");
-	/* Linux has no way to take it from who keeps it free, and says so. */
-	snprintf(text, sizeof(text), "%#lx", (unsigned long)(bad * PAGE));
-	put("/sys/devices/system/memory/hard_offline_page", text, 0);
-	expect(has_flag(bad, KPF_HWPOISON), "a page that went bad: not marked");
-
-	/* Of the huge page that would have had it, the rest stays for small ones. */
-	mem = map_memory(SIZE);
-	madvise(mem, SIZE, MADV_HUGEPAGE);
-	fill(mem, SIZE, 2);
-	expect_equal("bytes of huge pages", mapping_value(mem, "AnonHugePages"), SIZE);
-	expect_in("huge pages", mem, SIZE, IN_A);
-	expect_without(mem, SIZE, bad);
-	munmap(mem, SIZE);
-	set("/proc/sys/vm/compact_memory", "1");
-	expect_used_at_most("used after huge pages", FN0, PAGE);
-
-	mem = map_memory(size);
-	madvise(mem, size, MADV_NOHUGEPAGE);
-	fill(mem, size, 3);
-	expect_at_least("used by who wants all of it", used(FN0), size);
-	expect_without(mem, size, bad);
-	expect_holds("memory", mem, size, 3);
-}
-
-static void poison_free(void)
-{
-	bind_to(FN0, "policy=spill");
-	in_function(poison_free_body);
-	expect_used_at_most("used after its end", FN0, PAGE);
-	expect_equal("used after its end", used(FN0), PAGE);
-}
-
 const struct behaviour advice_cases[] = {
 	{ "dontneed", dontneed },
 	{ "madv-free", madv_free },
@@ -471,10 +352,7 @@ const struct behaviour advice_cases[] = {
 	{ "reclaim", reclaim_generations },
 	{ "reclaim-lists", reclaim_lists },
 	{ "reclaim-switch", reclaim_switch },
-	{ "shortage", shortage },
-	{ "oom", oom },
+	{ "kept-zero", kept_zero },
 	{ "mlock", lock },
-	{ "poison", poison },
-	{ "poison-free", poison_free },
 	{ NULL, NULL },
 };

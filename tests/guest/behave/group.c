@@ -85,6 +85,82 @@ static void inherited(void)
 	rmdir(NESTED);
 }
 
+/* How many partitions have ATTRIBUTE so, and the NUMBER of one of them. */
+static int partitions_with(const char *attribute, const char *wanted, long *number)
+{
+	char pattern[128], text[64];
+	glob_t found;
+	int count = 0;
+
+	snprintf(pattern, sizeof(pattern), PARTITIONS "*/%s", attribute);
+	if (glob(pattern, 0, NULL, &found))
+		return 0;
+	for (size_t i = 0; i < found.gl_pathc; i++) {
+		get(found.gl_pathv[i], text, sizeof(text));
+		text[strcspn(text, "\n")] = 0;
+		if (strcmp(text, wanted))
+			continue;
+		count++;
+		if (number)
+			*number = atol(strstr(found.gl_pathv[i], "/partitions/") + 12);
+	}
+	globfree(&found);
+	return count;
+}
+
+/* They are free a moment after their last user has gone, or the control group was removed. */
+static void expect_free(int count)
+{
+	for (int ms = 0; ms < 10000 && partitions_with("state", "idle", NULL) < count; ms += 10)
+		usleep(10000);
+	expect_equal("partitions that are free", partitions_with("state", "idle", NULL), count);
+}
+
+/* One that has a partition of its own keeps it, whatever becomes of the one above. */
+static void nested_own_body(void)
+{
+	char *mem = map_memory(SIZE);
+
+	await(1);
+	fill(mem, SIZE, 1);
+	expect_in("memory while the control group above has another partition", mem, SIZE, IN_B);
+	reach(2);
+	await(3);
+	mem = map_memory(SIZE);
+	fill(mem, SIZE, 2);
+	expect_in("memory after the control group above was unbound", mem, SIZE, IN_B);
+}
+
+static void nested_own(void)
+{
+	long number = -1;
+	char text[64];
+	pid_t pid;
+
+	set(FN0 "/cgroup.subtree_control", "+memory");
+	if (mkdir(NESTED, 0755))
+		die(NESTED);
+	expect_equal("partitions with the cookie 2", partitions_with("cookie", "2", &number), 1);
+	snprintf(text, sizeof(text), "%ld release=manual", number);
+	set(NESTED "/memory.partition", text);
+	pid = start(NESTED, nested_own_body);
+	bind_to(FN0, "");
+	expect_equal("partition of the control group below", partition_value(NESTED, "id"), number);
+	expect_equal("binding one when none is free, without a wait",
+		     put(OUT "/memory.partition", "auto", O_NONBLOCK), -EAGAIN);
+	reach(1);
+	await(2);
+	unbind(FN0);
+	expect_gone("A, which nobody has used", FN0);
+	expect_equal("partition of the control group below, alone", partition_value(NESTED, "id"),
+		     number);
+	reach(3);
+	finish(pid, 0);
+	set(NESTED "/memory.partition", "none");
+	rmdir(NESTED);
+	expect_free(1);
+}
+
 /* A process that moves leaves its memory where it is, and takes more from where it is now. */
 static void moved_body(void)
 {
@@ -179,29 +255,6 @@ static void woken(void)
 	expect_gone("A after its end", FN0);
 }
 
-/* How many partitions have ATTRIBUTE so, and the NUMBER of one of them. */
-static int partitions_with(const char *attribute, const char *wanted, long *number)
-{
-	char pattern[128], text[64];
-	glob_t found;
-	int count = 0;
-
-	snprintf(pattern, sizeof(pattern), PARTITIONS "*/%s", attribute);
-	if (glob(pattern, 0, NULL, &found))
-		return 0;
-	for (size_t i = 0; i < found.gl_pathc; i++) {
-		get(found.gl_pathv[i], text, sizeof(text));
-		text[strcspn(text, "\n")] = 0;
-		if (strcmp(text, wanted))
-			continue;
-		count++;
-		if (number)
-			*number = atol(strstr(found.gl_pathv[i], "/partitions/") + 12);
-	}
-	globfree(&found);
-	return count;
-}
-
 /* Who knows which partition is meant says its number. */
 static void by_number(void)
 {
@@ -289,10 +342,7 @@ static void raced(void)
 		finish(pids[i], 0);
 	put(RACE "/memory.partition", "none", 0);
 	rmdir(RACE);
-	/* A control group that was removed unbinds a moment later. */
-	for (int ms = 0; ms < 10000 && partitions_with("state", "idle", NULL) < 2; ms += 10)
-		usleep(10000);
-	expect_equal("partitions that are free", partitions_with("state", "idle", NULL), 2);
+	expect_free(2);
 	bind_to(FN0, "");
 	bind_to(FN1, "");
 	expect_empty("used of A", FN0);
@@ -330,6 +380,7 @@ const struct behaviour group_cases[] = {
 	{ "killed", killed },
 	{ "removed", removed },
 	{ "inherited", inherited },
+	{ "nested-own", nested_own },
 	{ "moved", moved },
 	{ "waiting", waiting },
 	{ "woken", woken },

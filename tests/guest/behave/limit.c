@@ -92,6 +92,103 @@ static void strict_survivor(void)
 	expect_empty("used after their end", FN0);
 }
 
+/*
+ * Control groups below have one partition between them: whoever finds it full, who has most of it is
+ * killed.
+ */
+#define SMALL FN0 "/a"
+#define LARGE FN0 "/b"
+
+static void nested_hog_body(void)
+{
+	size_t size = partition_value(FN0, "size") - SIZE;
+	char *mem = map_memory(size);
+
+	fill(mem, size, 1);
+	expect_in("memory of the large one", mem, size, IN_A);
+	reach(1);
+	await(2);
+}
+
+static void nested_body(void)
+{
+	char *mem = map_memory(2 * SIZE);
+
+	fill(mem, 2 * SIZE, 2);
+	expect_in("memory of the small one", mem, 2 * SIZE, IN_A);
+	expect_holds("memory of the small one", mem, 2 * SIZE, 2);
+}
+
+static void strict_nested(void)
+{
+	struct pollfd events = { .events = POLLPRI };
+	pid_t large, small;
+	char text[256];
+
+	bind_to(FN0, "policy=strict");
+	set(FN0 "/cgroup.subtree_control", "+memory");
+	if (mkdir(SMALL, 0755) || mkdir(LARGE, 0755))
+		die(FN0);
+	large = start(LARGE, nested_hog_body);
+	await(1);
+	events.fd = open(FN0 "/memory.partition.events", O_RDONLY | O_CLOEXEC);
+	expect_at_least("bytes read of the events", read(events.fd, text, sizeof(text)), 1);
+	expect_equal("events of OOM before there was one", event_count(FN0, "oom"), 0);
+	expect_equal("events before there was one", poll(&events, 1, 0), 0);
+	small = start(SMALL, nested_body);
+	expect_equal("events for who waits for one", poll(&events, 1, 30000), 1);
+	finish(small, 0);
+	reach(2);
+	finish(large, SIGKILL);
+	close(events.fd);
+	expect_at_least("events of OOM", event_count(FN0, "oom"), 1);
+	expect_equal("events of OOM of the small one", event_count(SMALL, "oom"), 0);
+	expect_equal("events of OOM of the large one", event_count(LARGE, "oom"), 0);
+	expect_at_most("spilled", partition_value(FN0, "spilled"), MIB);
+	rmdir(SMALL);
+	rmdir(LARGE);
+	expect_empty("used after their end", FN0);
+}
+
+/* Who has another partition makes no room, however much it has beside that. */
+static void innocent_body(void)
+{
+	size_t size = partition_value(SMALL, "size");
+	char *mem = map_memory(4 * size);
+
+	fill(mem, 4 * size, 1);
+	expect_at_least("pages that were spilled", pages_in(mem, 4 * size, OUTSIDE), size / PAGE);
+	reach(1);
+	await(2);
+	expect_holds("memory of who has another partition", mem, 4 * size, 1);
+}
+
+static void strict_innocent(void)
+{
+	pid_t innocent;
+	char text[64];
+
+	bind_to(FN0, "policy=strict");
+	bind_to(FN1, "release=manual");
+	snprintf(text, sizeof(text), "%ld", partition_value(FN1, "id"));
+	unbind(FN1);
+	set(FN0 "/cgroup.subtree_control", "+memory");
+	if (mkdir(SMALL, 0755) || mkdir(LARGE, 0755))
+		die(FN0);
+	set(SMALL "/memory.partition", "none");
+	set(SMALL "/memory.partition", text);
+	innocent = start(SMALL, innocent_body);
+	await(1);
+	finish(start(LARGE, strict_body), SIGKILL);
+	reach(2);
+	finish(innocent, 0);
+	expect_equal("events of OOM", event_count(FN0, "oom"), 1);
+	set(SMALL "/memory.partition", "none");
+	rmdir(SMALL);
+	rmdir(LARGE);
+	expect_empty("used after their end", FN0);
+}
+
 /* With swap nobody has to be killed. */
 static void strict_swap_body(void)
 {
@@ -324,6 +421,8 @@ const struct behaviour limit_cases[] = {
 	{ "spill", spill },
 	{ "strict", strict },
 	{ "strict-survivor", strict_survivor },
+	{ "strict-nested", strict_nested },
+	{ "strict-innocent", strict_innocent },
 	{ "strict-swap", strict_swap },
 	{ "strict-crowd", strict_crowd },
 	{ "swap-left", swap_left },

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Who goes over all memory: KSM, compaction, NUMA balancing, memory offlining, readers of frames. */
+/* Who goes over all memory: KSM, compaction, NUMA balancing, offlining, readers of frames. */
 #include "behave.h"
 
 #include <sched.h>
@@ -9,14 +9,19 @@
 #define PAGE_COUNTS "/proc/kpagecount"
 #define BLOCKS "/sys/devices/system/memory/"
 
+/* Whether memory that KSM may merge is to be in huge pages. */
+static int advice;
+
 /* Pages with one content all, which KSM may merge. */
 static char *map_equal(void)
 {
 	char *mem = map_memory(SIZE);
 
-	madvise(mem, SIZE, MADV_NOHUGEPAGE);
+	madvise(mem, SIZE, advice);
 	for (size_t at = 0; at < SIZE; at += PAGE)
 		fill(mem + at, PAGE, 1);
+	expect_equal("bytes of huge pages", mapping_value(mem, "AnonHugePages"),
+		     advice == MADV_HUGEPAGE ? SIZE : 0);
 	if (madvise(mem, SIZE, MADV_MERGEABLE))
 		die("MADV_MERGEABLE");
 	return mem;
@@ -36,17 +41,19 @@ static void ksm_body(void)
 {
 	char *mem = map_equal();
 	uint64_t *frames = frames_of(mem, SIZE);
+	long huge = mapping_value(mem, "AnonHugePages");
 
 	reach(1);
 	await(2);
 	expect_equal("bytes merged", mapping_value(mem, "KSM"), 0);
+	expect_equal("bytes of huge pages after KSM", mapping_value(mem, "AnonHugePages"), huge);
 	expect_unmoved("mergeable memory", mem, SIZE, frames);
 	expect_in("mergeable memory", mem, SIZE, IN_A);
 	expect_holds("mergeable memory", mem, PAGE, 1);
 	expect_holds("mergeable memory", mem + SIZE - PAGE, PAGE, 1);
 }
 
-static void ksm(void)
+static void scan_by_ksm(void)
 {
 	char *mem = map_equal();
 	long scans;
@@ -71,6 +78,19 @@ static void ksm(void)
 	set(KSM "run", "2");
 	set(KSM "run", "0");
 	expect_empty("used after its end", FN0);
+}
+
+static void ksm(void)
+{
+	advice = MADV_NOHUGEPAGE;
+	scan_by_ksm();
+}
+
+/* Outside it splits huge pages in order to merge them. */
+static void ksm_huge(void)
+{
+	advice = MADV_HUGEPAGE;
+	scan_by_ksm();
 }
 
 /* Compaction gets nothing from a partition, and does not try. */
@@ -163,22 +183,28 @@ static void balance(void)
 
 static uint64_t block_size;
 
+/* A file of a memory block refuses OFF, and reads ON after that. */
+static void expect_refusal(uint64_t block, const char *file, const char *off, const char *on)
+{
+	char path[128], state[64];
+	int rc;
+
+	snprintf(path, sizeof(path), BLOCKS "memory%lu/%s", (unsigned long)block, file);
+	rc = put(path, off, 0);
+	expect(rc < 0, "%s: expected it to refuse \"%s\", found it written", path, off);
+	get(path, state, sizeof(state));
+	expect(!strcmp(state, on), "%s: expected %s, found %s", path, on, state);
+}
+
 static void refuse_offline(uint64_t first, uint64_t count)
 {
 	uint64_t from = first * PAGE / block_size, to = (first + count) * PAGE / block_size;
-	char path[128], state[64];
-	int rc;
 
 	for (uint64_t block = from; block <= to; block++) {
 		if (block == to && (first + count) * PAGE % block_size == 0)
 			break;
-		snprintf(path, sizeof(path), BLOCKS "memory%lu/state", (unsigned long)block);
-		rc = put(path, "offline", 0);
-		expect(rc < 0, "memory block %lu: expected it to refuse, found it offline",
-		       (unsigned long)block);
-		get(path, state, sizeof(state));
-		expect(!strcmp(state, "online\n"), "memory block %lu: expected online, found %s",
-		       (unsigned long)block, state);
+		expect_refusal(block, "state", "offline", "online\n");
+		expect_refusal(block, "online", "0", "1\n");
 	}
 }
 
@@ -383,6 +409,7 @@ static void kcore(void)
 
 const struct behaviour scan_cases[] = {
 	{ "ksm", ksm },
+	{ "ksm-huge", ksm_huge },
 	{ "compact", compact },
 	{ "balance", balance },
 	{ "offline", offline },
