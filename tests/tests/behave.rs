@@ -357,7 +357,7 @@ fn with_the_debug_kernel_a_free_page_that_went_bad_leaves_with_its_memory_block(
     run(&vm, "poison-left")?;
     vm.shell("echo 1 | tee /sys/bus/virtio/devices/*/partitions/trim")?;
     assert_eq!(vm.meminfo("MemTotal")?, total);
-    let managed = vm.shell("grep -A8 Movable /proc/zoneinfo | sed -n 's/ *managed *//p'")?;
+    let managed = vm.shell("grep -A9 Movable /proc/zoneinfo | sed -n 's/ *managed *//p'")?;
     assert_eq!(managed, "0", "pages that the zone of partitions gives to others");
     vm.hogs(1, 64, "")?.end()?;
     vm.power_off()

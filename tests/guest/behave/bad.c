@@ -94,7 +94,7 @@ static void poison_free_body(void)
 	expect_without(mem, SIZE, bad);
 	munmap(mem, SIZE);
 	set("/proc/sys/vm/compact_memory", "1");
-	expect_used_at_most("used after huge pages", FN0, before + PAGE);
+	expect_used_at_most("used after huge pages", FN0, before + SLACK);
 
 	mem = map_memory(size);
 	madvise(mem, size, MADV_NOHUGEPAGE);
