@@ -104,7 +104,7 @@ static void nested_hog_body(void)
 	size_t size = partition_value(FN0, "size") - SIZE;
 	char *mem = map_memory(size);
 
-	/* Huge pages are all freed at the very end, when Linux might look for another to kill. */
+	/* So that it takes a while to free. */
 	madvise(mem, size, MADV_NOHUGEPAGE);
 	fill(mem, size, 1);
 	expect_in("memory of the large one", mem, size, IN_A);
