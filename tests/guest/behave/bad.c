@@ -32,8 +32,6 @@ static void poison(void)
 	expect_kept(1);
 }
 
-/* One that goes bad while nobody has it: whoever gets to it passes over it, huge page or not. */
-
 /* Has Linux take a page out of use: "hard" once it is bad, "soft" before. */
 static int offline_page(const char *how, uint64_t frame)
 {
@@ -53,6 +51,14 @@ static int has_flag(uint64_t frame, int flag)
 	return has;
 }
 
+/* Unmaps SIZE bytes, FRAME among them, which nobody has then. */
+static void give_up(char *mem, uint64_t frame)
+{
+	munmap(mem, SIZE);
+	set("/proc/sys/vm/compact_memory", "1");
+	expect(has_flag(frame, KPF_OFFLINE), "a page after munmap: still in use");
+}
+
 /* The frame of a page in the middle of SIZE bytes that the function had, and has no more. */
 static uint64_t make_free(void)
 {
@@ -62,9 +68,7 @@ static uint64_t make_free(void)
 	madvise(mem, SIZE, MADV_NOHUGEPAGE);
 	fill(mem, SIZE, 1);
 	frame = *frames_of(mem + SIZE / 2, PAGE);
-	munmap(mem, SIZE);
-	set("/proc/sys/vm/compact_memory", "1");
-	expect(has_flag(frame, KPF_OFFLINE), "a page after munmap: still in use");
+	give_up(mem, frame);
 	return frame;
 }
 
@@ -80,10 +84,11 @@ static void expect_without(const char *mem, size_t size, uint64_t bad)
 	uint64_t *frames = frames_of(mem, size);
 
 	for (size_t i = 0; i < size / PAGE; i++)
-		expect(frames[i] != bad, "page %zu: expected another than the bad one", i);
+		expect(frames[i] != bad, "page %zu: expected another than one that was taken", i);
 	free(frames);
 }
 
+/* One that goes bad while nobody has it: whoever gets to it passes over it, huge page or not. */
 static void poison_free_body(void)
 {
 	size_t size = partition_value(FN0, "size");
@@ -163,9 +168,7 @@ static void soft_offline_body(void)
 	small = take_used(mem, SIZE / PAGE * 3 / 4);
 	huge = take_used(mem, SIZE / PAGE / 4);
 
-	munmap(mem, SIZE);
-	set("/proc/sys/vm/compact_memory", "1");
-	expect(has_flag(other, KPF_OFFLINE), "a page after munmap: still in use");
+	give_up(mem, other);
 	expect_equal("taking a free page", offline_page("soft", other), -EIO);
 	expect(!has_flag(other, KPF_HWPOISON), "a free page that was not taken: marked");
 
@@ -174,11 +177,11 @@ static void soft_offline_body(void)
 	madvise(mem, size, MADV_NOHUGEPAGE);
 	fill(mem, size, 2);
 	expect_equal("used by who wants all of it", used(FN0), size);
+	expect_without(mem, size, small);
+	expect_without(mem, size, huge);
 	frames = frames_of(mem, size);
-	for (size_t i = 0; i < size / PAGE; i++) {
-		expect(frames[i] != small && frames[i] != huge, "page %zu: was taken", i);
+	for (size_t i = 0; i < size / PAGE; i++)
 		other = frames[i] == other ? 0 : other;
-	}
 	expect_equal("a free page that nobody got", other, 0);
 	expect_holds("memory", mem, size, 2);
 }

@@ -99,6 +99,20 @@ static void strict_survivor(void)
 #define SMALL FN0 "/a"
 #define LARGE FN0 "/b"
 
+static void make_nested(void)
+{
+	set(FN0 "/cgroup.subtree_control", "+memory");
+	if (mkdir(SMALL, 0755) || mkdir(LARGE, 0755))
+		die(FN0);
+}
+
+static void end_nested(void)
+{
+	rmdir(SMALL);
+	rmdir(LARGE);
+	expect_empty("used after their end", FN0);
+}
+
 static void nested_hog_body(void)
 {
 	size_t size = partition_value(FN0, "size") - SIZE;
@@ -128,9 +142,7 @@ static void strict_nested(void)
 	char text[256];
 
 	bind_to(FN0, "policy=strict");
-	set(FN0 "/cgroup.subtree_control", "+memory");
-	if (mkdir(SMALL, 0755) || mkdir(LARGE, 0755))
-		die(FN0);
+	make_nested();
 	large = start(LARGE, nested_hog_body);
 	await(1);
 	events.fd = open(FN0 "/memory.partition.events", O_RDONLY | O_CLOEXEC);
@@ -147,9 +159,7 @@ static void strict_nested(void)
 	expect_equal("events of OOM of the small one", event_count(SMALL, "oom"), 0);
 	expect_equal("events of OOM of the large one", event_count(LARGE, "oom"), 0);
 	expect_at_most("spilled", partition_value(FN0, "spilled"), MIB);
-	rmdir(SMALL);
-	rmdir(LARGE);
-	expect_empty("used after their end", FN0);
+	end_nested();
 }
 
 /* Who has another partition makes no room, however much it has beside that. */
@@ -174,9 +184,7 @@ static void strict_innocent(void)
 	bind_to(FN1, "release=manual");
 	snprintf(text, sizeof(text), "%ld", partition_value(FN1, "id"));
 	unbind(FN1);
-	set(FN0 "/cgroup.subtree_control", "+memory");
-	if (mkdir(SMALL, 0755) || mkdir(LARGE, 0755))
-		die(FN0);
+	make_nested();
 	set(SMALL "/memory.partition", "none");
 	set(SMALL "/memory.partition", text);
 	innocent = start(SMALL, innocent_body);
@@ -186,9 +194,7 @@ static void strict_innocent(void)
 	finish(innocent, 0);
 	expect_equal("events of OOM", event_count(FN0, "oom"), 1);
 	set(SMALL "/memory.partition", "none");
-	rmdir(SMALL);
-	rmdir(LARGE);
-	expect_empty("used after their end", FN0);
+	end_nested();
 }
 
 /* With swap nobody has to be killed. */

@@ -4,6 +4,27 @@
 
 #define SIZE (8 * MIB)
 
+/*
+ * BODY has its memory in KEEPER while TAKER takes what the machine has, in the other cgroup, and
+ * ends by SIGNAL. FN0 is one of the two, and bound.
+ */
+static void beside(const char *keeper, void (*body)(void), const char *other, void (*taker)(void),
+		   int signal)
+{
+	pid_t pid = start(keeper, body);
+
+	await(1);
+	finish(start(other, taker), signal);
+	reach(2);
+	finish(pid, 0);
+	expect_empty("used after its end", FN0);
+}
+
+static long kills(void)
+{
+	return number_of("/proc/vmstat", "oom_kill");
+}
+
 /* What the whole machine is short of is not to be had from a partition. */
 static void shortage_body(void)
 {
@@ -19,7 +40,7 @@ static void shortage_body(void)
 }
 
 /* Takes memory until much of it is in swap. */
-static void shortage_outside(void)
+static void take_until_swapping(void)
 {
 	const long enough = 160 * MIB / PAGE;
 	size_t most = number_of("/proc/meminfo", "MemAvailable") * KIB + 256 * MIB;
@@ -33,27 +54,14 @@ static void shortage_outside(void)
 	expect_at_least("pages written to swap", swapped, enough);
 }
 
-/* A function has its memory while OUTSIDE takes that of the machine, and ends by SIGNAL. */
-static void run_short(void (*outside)(void), int signal)
-{
-	pid_t pid;
-
-	bind_to(FN0, "");
-	pid = start(FN0, shortage_body);
-	await(1);
-	finish(start(OUT, outside), signal);
-	reach(2);
-	finish(pid, 0);
-	expect_empty("used after its end", FN0);
-}
-
 static void shortage(void)
 {
-	run_short(shortage_outside, 0);
+	bind_to(FN0, "");
+	beside(FN0, shortage_body, OUT, take_until_swapping, 0);
 }
 
 /* Where the machine has no more, who took it is killed, and nobody in a partition. */
-static void oom_outside(void)
+static void take_all(void)
 {
 	size_t most = number_of("/proc/meminfo", "MemAvailable") * KIB + 256 * MIB;
 
@@ -65,10 +73,11 @@ static void oom_outside(void)
 
 static void oom(void)
 {
-	long killed = number_of("/proc/vmstat", "oom_kill");
+	long killed = kills();
 
-	run_short(oom_outside, SIGKILL);
-	expect_equal("tasks killed", number_of("/proc/vmstat", "oom_kill") - killed, 1);
+	bind_to(FN0, "");
+	beside(FN0, shortage_body, OUT, take_all, SIGKILL);
+	expect_equal("tasks killed", kills() - killed, 1);
 }
 
 /* A function that took it is, for what it has outside, and not who has as much as any outside. */
@@ -85,18 +94,12 @@ static void bystander_body(void)
 
 static void oom_spilled(void)
 {
-	long killed = number_of("/proc/vmstat", "oom_kill");
-	pid_t pid;
+	long killed = kills();
 
 	bind_to(FN0, "policy=spill");
-	pid = start(OUT, bystander_body);
-	await(1);
-	finish(start(FN0, oom_outside), SIGKILL);
-	reach(2);
-	finish(pid, 0);
+	beside(OUT, bystander_body, FN0, take_all, SIGKILL);
 	expect_at_least("bytes that were spilled", partition_value(FN0, "spilled"), SIZE);
-	expect_equal("tasks killed", number_of("/proc/vmstat", "oom_kill") - killed, 1);
-	expect_empty("used after its end", FN0);
+	expect_equal("tasks killed", kills() - killed, 1);
 }
 
 const struct behaviour shortage_cases[] = {
