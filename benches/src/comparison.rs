@@ -126,6 +126,17 @@ impl Judge {
 }
 
 impl Verdict {
+    /// What becomes of a limit, given between which values lies what it is about.
+    fn of((low, high): (f64, f64), limit: f64) -> Self {
+        if high <= limit {
+            Self::Met
+        } else if low > limit {
+            Self::NotMet
+        } else {
+            Self::WithinSpread
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Met => "met",
@@ -183,7 +194,13 @@ impl Merit {
 
     /// What became of the promises whose contenders were measured.
     pub fn verdicts(&self) -> Vec<Verdict> {
-        self.goals.iter().filter_map(|goal| Some(goal.verdict(self.held(goal)?))).collect()
+        self.goals
+            .iter()
+            .filter_map(|goal| {
+                let Held { low, high, .. } = self.held(goal)?;
+                Some(Verdict::of((low, high), goal.ratio))
+            })
+            .collect()
     }
 
     fn samples(&self, name: &str) -> Option<&Samples> {
@@ -223,6 +240,14 @@ impl Merit {
         format!("goal: {}", self.unit.format(most))
     }
 
+    /// Whether ours is at most `most` in the median. All its values have to be where they are too
+    /// few to say more.
+    fn keeps(&self, most: f64) -> Option<Verdict> {
+        let ours = &self.entries.first()?.samples;
+        let (low, high) = ours.interval(0.5);
+        Some(Verdict::of((low.max(ours.min()), high.min(ours.max())), most))
+    }
+
     fn table(&self) -> Table {
         let tails = self.entries.iter().any(|entry| entry.samples.n() >= TAILED);
         let mut headings = vec!["", "median", "middle half", "all", "n", "times ours"];
@@ -247,12 +272,11 @@ impl Merit {
     /// What became of a promise, in words.
     fn outcome(&self, promise: &Promise) -> Option<String> {
         let Promise { of, base, ratio, judge } = promise;
-        let held = self.held(promise)?;
-        let Held { ratio: found, low, high } = held;
+        let Held { ratio: found, low, high } = self.held(promise)?;
         let ours = self.entries.first().is_some_and(|entry| entry.name == *of);
         let who = if ours { "goal".to_owned() } else { format!("goal for {of}:") };
         let part = if *judge == Judge::Tails { " in the 99th percentile" } else { "" };
-        let verdict = promise.verdict(held).name();
+        let verdict = Verdict::of((low, high), *ratio).name();
         Some(format!(
             "; {who} {ratio} x {base}{part}: {found:.3} x ({low:.3} .. {high:.3}), {verdict}"
         ))
@@ -262,18 +286,6 @@ impl Merit {
     fn note(&self, index: usize, entry: &Entry) -> String {
         let ratio = self.ratio(entry).filter(|_| index > 0);
         ratio.map(times).unwrap_or_default()
-    }
-}
-
-impl Promise {
-    fn verdict(&self, held: Held) -> Verdict {
-        if held.high <= self.ratio {
-            Verdict::Met
-        } else if held.low > self.ratio {
-            Verdict::NotMet
-        } else {
-            Verdict::WithinSpread
-        }
     }
 }
 
@@ -325,7 +337,9 @@ impl Comparison {
     fn tables(&self, format: fn(&Table) -> String, prefix: &str) -> String {
         let mut text = String::new();
         for merit in &self.merits {
-            let most = merit.most.map(|most| format!("; {}", merit.goal(most)));
+            let most = merit.most.and_then(|most| {
+                Some(format!("; {}, {}", merit.goal(most), merit.keeps(most)?.name()))
+            });
             let outcomes = merit.goals.iter().filter_map(|goal| merit.outcome(goal));
             let outcomes: String = outcomes.chain(most).collect();
             text += &format!("\n{prefix}{}{outcomes}\n\n{}", merit.name, format(&merit.table()));
@@ -358,7 +372,7 @@ fn times(ratio: f64) -> String {
 mod tests {
     use super::*;
 
-    fn merit(measured: [(&str, &[f64]); 2]) -> Merit {
+    fn merit<const N: usize>(measured: [(&str, &[f64]); N]) -> Merit {
         let measured = measured.map(|(name, values)| (name, values.to_vec()));
         Merit::new("1 GiB", Unit::Seconds, measured).unwrap()
     }
@@ -400,7 +414,21 @@ mod tests {
         let goal = comparison.merits[0].panel().goal.unwrap();
         assert_eq!((goal.value, goal.label.as_str()), (0.15, "goal: 150 ms"));
         let text = comparison.text();
-        assert!(text.contains("goal 0.1 x theirs") && text.contains("; goal: 150 ms"), "{text}");
+        assert!(
+            text.contains("goal 0.1 x theirs") && text.contains("; goal: 150 ms, within"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_limit_is_kept_by_the_median_or_by_all_where_they_are_few() {
+        let keeps = |values: &[f64]| merit([("ours", values)]).keeps(1.0).unwrap();
+        assert_eq!(keeps(&[0.0; 3]), Verdict::Met);
+        assert_eq!(keeps(&[0.9, 1.0, 1.1]), Verdict::WithinSpread);
+        assert_eq!(keeps(&[1.1; 12]), Verdict::NotMet);
+        let mut late = [0.9; 12];
+        late[0] = 9.0;
+        assert_eq!(keeps(&late), Verdict::Met);
     }
 
     #[test]
