@@ -246,9 +246,9 @@ fn moving(states: &'static [(&'static str, u64)]) -> Monitor {
 #[test]
 fn additions_and_resizes_can_be_waited_for() {
     const ALL: u64 = 512 << 20;
-    let states = &[("requested", 0), ("requested", 1 << 20), ("plugged", ALL)];
+    let states = &[("requested", 0), ("requested", 1 << 20), ("plugged", ALL), ("bound", ALL)];
     let vm = moving(states);
-    let told = "fn-7: added, plugged, 512 MiB of 512 MiB plugged; the guest calls it 3\n";
+    let told = "fn-7: added, bound, 512 MiB of 512 MiB plugged; the guest calls it 3\n";
     assert_eq!(vm.run("add fn-7 --size 512M --wait 1m"), (0, told.into(), String::new()));
     assert_eq!(vm.asked().len(), 1 + states.len());
 

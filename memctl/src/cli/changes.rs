@@ -123,7 +123,7 @@ mod tests {
             told(None, &look(list)),
             [
                 "    1.500s  (shared)    Running, 1 GiB of 1 GiB plugged",
-                "    1.500s  fn-7        plugged, 4 KiB of 4 KiB plugged",
+                "    1.500s  fn-7        plugged, 4 KiB of 4 KiB plugged, not usable yet",
             ]
         );
     }

@@ -74,6 +74,8 @@ pub(super) struct Partition {
     pub(super) removal_us: Option<u64>,
     /// What the guest calls it: a number, or `node` and the node's.
     pub(super) guest: Option<String>,
+    /// Whether it is a NUMA node of the guest's.
+    pub(super) is_node: bool,
     /// All that the monitor said.
     pub(super) json: Value,
 }
@@ -116,20 +118,29 @@ impl Partition {
             stuck: Bytes::new(raw.stuck),
             last_release_us: raw.last_release_us,
             removal_us: raw.removal_us,
+            is_node: raw.node.is_some(),
             guest: node.or_else(|| raw.number.map(|number| number.to_string())),
             json,
         })
     }
 
-    /// Whether the guest has all that it is to have, and no more.
+    /// Whether the guest has all that it is to have, and no more, and can use it.
     pub(super) fn is_settled(&self) -> bool {
-        ["plugged", "bound"].contains(&self.state.as_str()) && self.plugged == self.size
+        let has_it = ["plugged", "bound"].contains(&self.state.as_str());
+        has_it && self.plugged == self.size && !self.is_being_prepared()
+    }
+
+    /// Whether the guest has it and can't use it yet: it tells the use of what it can. Of a node it
+    /// never does.
+    fn is_being_prepared(&self) -> bool {
+        self.state == "plugged" && self.used.is_none() && !self.is_node
     }
 
     /// How far the guest is with what it is to have.
     pub(super) fn progress(&self) -> String {
         let Self { state, plugged, size, .. } = self;
-        format!("{state}, {plugged} of {size} plugged")
+        let ready = if self.is_being_prepared() { ", not usable yet" } else { "" };
+        format!("{state}, {plugged} of {size} plugged{ready}")
     }
 }
 
@@ -337,12 +348,25 @@ mod tests {
     #[test]
     fn a_partition_is_settled_when_the_guest_has_all_of_it_and_no_more() {
         let settled = |state: &str, size: u64| {
-            let json = json!({"state": state, "size": size, "plugged": 2});
+            let json = json!({"state": state, "size": size, "plugged": 2, "used": 0});
             Partition::new("vm.partitions", json).unwrap().is_settled()
         };
         assert!(settled("plugged", 2) && settled("bound", 2));
         assert!(!settled("requested", 2) && !settled("draining", 2));
         assert!(!settled("plugged", 1) && !settled("bound", 3));
+    }
+
+    #[test]
+    fn what_the_guest_can_use_it_has_told_the_use_of_or_is_a_node() {
+        let told = |json: Value| {
+            let one = Partition::new("vm.partitions", json).unwrap();
+            (one.is_settled(), one.progress())
+        };
+        let all = "plugged, 2 bytes of 2 bytes plugged";
+        let fresh = json!({"state": "plugged", "size": 2, "plugged": 2, "used": null, "number": 1});
+        assert_eq!(told(fresh), (false, format!("{all}, not usable yet")));
+        let node = json!({"state": "plugged", "size": 2, "plugged": 2, "used": null, "node": 1});
+        assert_eq!(told(node), (true, all.to_owned()));
     }
 
     #[test]
