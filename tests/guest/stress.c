@@ -272,7 +272,8 @@ static void live(void)
 		new_area, new_area, new_area, drop, give_up, swap_out, collapse, shrink, move,
 		protect, share, share, pipe_through, pin, lock, merge, look, look, rewrite,
 	};
-	long until = now_ms() + 20 + chance(600);
+	/* As many in a slow kernel, where a life is as long as that takes. */
+	int left = 1 + chance(40);
 
 	do {
 		struct area *area = &areas[chance(AREAS)];
@@ -282,7 +283,7 @@ static void live(void)
 		else
 			new_area(area);
 		atomic_fetch_add(&counts->operations, 1);
-	} while (now_ms() < until && now_ms() < end_ms);
+	} while (--left && now_ms() < end_ms);
 	for (int i = 0; i < AREAS; i++)
 		if (areas[i].mem)
 			check("in the end", &areas[i]);

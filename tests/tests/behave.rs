@@ -188,10 +188,7 @@ fn reclaim_for_the_whole_machine_leaves_partitions_alone() -> Result<()> {
 
 #[test]
 fn what_others_hold_or_make_of_a_functions_memory() -> Result<()> {
-    behaves(
-        DISK,
-        &["userfault", "userfault-move", "vmsplice", "vmsplice-close", "pin-long", "pin-short"],
-    )
+    behaves(DISK, &["userfault", "userfault-move", "vmsplice", "zerocopy", "pin-long", "pin-short"])
 }
 
 /// A disk that wrote to memory that the host has back would end the VM.
@@ -215,7 +212,7 @@ fn who_goes_over_all_memory_leaves_a_partition_alone() -> Result<()> {
 #[test]
 fn a_function_that_wants_too_much_spills_or_is_killed_as_its_policy_says() -> Result<()> {
     behaves("true", &["spill", "strict", "strict-survivor", "strict-nested", "strict-innocent"])?;
-    behaves("true", &["memory-max", "strict-max", "spill-max"])
+    behaves("true", &["strict-unused", "memory-max", "strict-max", "spill-max"])
 }
 
 #[test]
@@ -319,7 +316,7 @@ fn kept(vm: &Tessera, removal: &Value) -> Result<Value> {
     vm.partitions()?.into_iter().next().context("no partition is left")
 }
 
-/// What one function has alone and what two share moves out; what a pipe holds can't, for a while.
+/// What one function has alone and what two share moves out; what is pinned can't, for a while.
 #[test]
 fn evacuation_leaves_what_is_held_and_takes_it_when_it_is_let_go() -> Result<()> {
     let vm = vm("true")?;

@@ -28,7 +28,8 @@ pub(crate) struct Options {
     /// Run only tests with this in their names, and guest programs of this name.
     #[arg(default_value = "")]
     filter: String,
-    /// Let the tests that can run for longer do so, which takes minutes more.
+    /// Run those that are left out otherwise too, for lack of time: long ones, those of partitions in
+    /// the debug kernel, which is built, and the demo. Takes an hour.
     #[arg(long)]
     long: bool,
 }

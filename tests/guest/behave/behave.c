@@ -461,7 +461,7 @@ static const struct behaviour *find(const char *wanted)
 	static const struct behaviour *const tables[] = { share_cases, huge_cases, advice_cases,
 							  pin_cases, scan_cases, limit_cases,
 							  group_cases, shortage_cases,
-							  bad_cases };
+							  bad_cases, send_cases };
 
 	for (size_t i = 0; i < sizeof(tables) / sizeof(*tables); i++)
 		for (const struct behaviour *one = tables[i]; one->name; one++)

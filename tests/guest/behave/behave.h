@@ -50,7 +50,7 @@ struct behaviour {
 
 /* The tables of the files; each ends with an entry without a name. */
 extern const struct behaviour share_cases[], huge_cases[], advice_cases[], pin_cases[],
-	scan_cases[], limit_cases[], group_cases[], shortage_cases[], bad_cases[];
+	scan_cases[], limit_cases[], group_cases[], shortage_cases[], bad_cases[], send_cases[];
 
 /* What a case expects, and what it says when it finds something else. The cases go on. */
 void expect(int holds, const char *format, ...) __attribute__((format(printf, 2, 3)));

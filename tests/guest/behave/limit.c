@@ -197,6 +197,43 @@ static void strict_innocent(void)
 	end_nested();
 }
 
+/* What nobody uses is given back before anybody is killed: it takes no swap. */
+static void strict_unused_body(void)
+{
+	size_t size = (partition_value(FN0, "size") - SLACK) / HUGE_PAGE * HUGE_PAGE;
+	char *mem = map_memory(size), *more = map_memory(size / 2);
+
+	madvise(mem, size, MADV_HUGEPAGE);
+	for (size_t at = 0; at < size; at += HUGE_PAGE)
+		fill(mem + at, PAGE, at);
+	for (size_t at = 0; at < size; at += HUGE_PAGE)
+		madvise(mem + at + PAGE, HUGE_PAGE - PAGE, MADV_DONTNEED);
+	expect_at_least("used by the rest of huge pages", used(FN0), size);
+	fill(more, size / 2, 1);
+	expect_holds("in the place of the rest", more, size / 2, 1);
+	for (size_t at = 0; at < size; at += HUGE_PAGE)
+		expect_holds("a page of a huge page", mem + at, PAGE, at);
+	munmap(mem, size);
+	munmap(more, size / 2);
+
+	mem = map_memory(size);
+	madvise(mem, size, MADV_NOHUGEPAGE);
+	fill(mem, size, 2);
+	madvise(mem, size, MADV_FREE);
+	more = map_memory(size / 2);
+	fill(more, size / 2, 3);
+	expect_holds("in the place of what was free to go", more, size / 2, 3);
+}
+
+static void strict_unused(void)
+{
+	bind_to(FN0, "policy=strict");
+	in_function(strict_unused_body);
+	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
+	expect_equal("spilled", partition_value(FN0, "spilled"), 0);
+	expect_empty("used after its end", FN0);
+}
+
 /* With swap nobody has to be killed. */
 static void strict_swap_body(void)
 {
@@ -431,6 +468,7 @@ const struct behaviour limit_cases[] = {
 	{ "strict-survivor", strict_survivor },
 	{ "strict-nested", strict_nested },
 	{ "strict-innocent", strict_innocent },
+	{ "strict-unused", strict_unused },
 	{ "strict-swap", strict_swap },
 	{ "strict-crowd", strict_crowd },
 	{ "swap-left", swap_left },

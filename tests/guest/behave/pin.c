@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Memory that others hold or make: userfaultfd, pipes, pins for a moment and for long. */
+/* Memory that others hold or make: userfaultfd, pins for a moment and for long. */
 #include "behave.h"
 
 #include <linux/io_uring.h>
@@ -116,59 +116,6 @@ static void userfault_move(void)
 	bind_to(FN0, "");
 	in_function(userfault_move_body);
 	expect_empty("used after its end", FN0);
-}
-
-/*
- * Pages that were put into a pipe as they are stay the partition's when the function has ended, and
- * keep it, until they are read.
- */
-#define PIPED (64 * PAGE)
-
-static int pipes[2];
-
-static void vmsplice_body(void)
-{
-	char *mem = map_memory(HUGE_PAGE);
-	struct iovec whole = { mem, PIPED };
-
-	madvise(mem, HUGE_PAGE, MADV_NOHUGEPAGE);
-	fill(mem, PIPED, 1);
-	expect_in("memory", mem, PIPED, IN_A);
-	expect_equal("bytes put into the pipe", vmsplice(pipes[1], &whole, 1, 0), PIPED);
-}
-
-static void leave_pages_in_pipe(void)
-{
-	if (pipe(pipes) || fcntl(pipes[1], F_SETPIPE_SZ, PIPED) < 0)
-		die("pipe");
-	bind_to(FN0, "");
-	in_function(vmsplice_body);
-	unbind(FN0);
-	/* What CPUs hold in batches goes first. */
-	expect_draining("A, by the pipe", FN0, PIPED);
-}
-
-static void vmsplice_exit(void)
-{
-	char *copy = map_memory(HUGE_PAGE);
-	size_t got = 0;
-	ssize_t len;
-
-	leave_pages_in_pipe();
-	while (got < PIPED && (len = read(pipes[0], copy + got, PIPED - got)) > 0)
-		got += len;
-	expect_equal("bytes read from the pipe", got, PIPED);
-	expect_holds("what was read from the pipe", copy, PIPED, 1);
-	expect_gone("A when the pipe is empty", FN0);
-}
-
-/* A pipe that is closed without being read. */
-static void vmsplice_close(void)
-{
-	leave_pages_in_pipe();
-	close(pipes[0]);
-	close(pipes[1]);
-	expect_gone("A when the pipe is closed", FN0);
 }
 
 /*
@@ -349,8 +296,8 @@ static void direct_killed(void)
 }
 
 /*
- * The host takes the partition back while two functions share it: all moves out but what a pipe
- * holds, which follows when it was read, though the function that has it lives on.
+ * The host takes the partition back while two functions share it: all moves out but what somebody
+ * holds, which follows when he lets go of it, though the function that has it lives on.
  */
 #define STUCK (16 * PAGE)
 
@@ -360,68 +307,95 @@ static void wait_for_caller(void)
 		usleep(10000);
 }
 
-static void expect_evacuated(const char *mem, const char *piped)
+/* Reads HELD of a function, to where the first fault waits until step 3: so long it is pinned. */
+static void hold(pid_t function, char *held)
+{
+	char *copy = map_memory(HUGE_PAGE);
+	struct iovec from = { held, STUCK }, to = { copy, STUCK };
+	struct uffdio_zeropage zero = { .range = { .start = (uintptr_t)copy, .len = STUCK } };
+	int uffd = open_uffd(copy, STUCK);
+	struct uffd_msg message;
+
+	if (!fork()) {
+		if (read(uffd, &message, sizeof(message)) != sizeof(message))
+			die("a fault");
+		reach(2);
+		wait_for_caller();
+		await(3);
+		if (ioctl(uffd, UFFDIO_ZEROPAGE, &zero))
+			die("UFFDIO_ZEROPAGE");
+		end_function();
+	}
+	expect_equal("bytes read of the function", process_vm_readv(function, &to, 1, &from, 1, 0),
+		     STUCK);
+	expect_holds("what was read of the function", copy, STUCK, 3);
+	wait(NULL);
+	end_function();
+}
+
+static void expect_evacuated(const char *mem)
 {
 	expect_in("memory after the evacuation", mem, 2 * SIZE, OUTSIDE);
 	expect_holds("memory after the evacuation", mem, SIZE, 1);
 	expect_holds("memory after the evacuation", mem + SIZE, SIZE, 2);
-	expect_in("what a pipe holds", piped, STUCK, IN_A);
-	expect_holds("what a pipe holds", piped, STUCK, 3);
 }
 
 static void evacuated_body(void)
 {
-	char *mem = map_memory(2 * SIZE), *piped = map_memory(HUGE_PAGE);
-	struct iovec held = { piped, STUCK };
+	char *mem = map_memory(2 * SIZE), *held = map_memory(HUGE_PAGE);
 	int status = 0;
 	pid_t child;
 
 	madvise(mem, SIZE, MADV_NOHUGEPAGE);
-	madvise(piped, HUGE_PAGE, MADV_NOHUGEPAGE);
+	madvise(held, HUGE_PAGE, MADV_NOHUGEPAGE);
 	fill(mem, SIZE, 1);
 	fill(mem + SIZE, SIZE, 2);
-	fill(piped, STUCK, 3);
+	fill(held, STUCK, 3);
 	expect_in("memory", mem, 2 * SIZE, IN_A);
-	expect_equal("bytes put into the pipe", vmsplice(pipes[1], &held, 1, 0), STUCK);
+	shared->address = (uintptr_t)held;
 	child = fork();
 	if (child < 0)
 		die("fork");
 	if (!child) {
 		must_join(FN1);
 		wait_for_caller();
-		expect_evacuated(mem, piped);
+		expect_evacuated(mem);
 		end_function();
 	}
 	reach(1);
 	wait_for_caller();
-	expect_evacuated(mem, piped);
+	expect_evacuated(mem);
+	expect_in("what somebody holds", held, STUCK, IN_A);
+	expect_holds("what somebody holds", held, STUCK, 3);
 	fill(mem, SIZE, 4);
 	expect_in("what was written since", mem, SIZE, OUTSIDE);
 	if (waitpid(child, &status, 0) != child)
 		die("waitpid");
 	expect_equal("status of the other", status, 0);
-	/* The pipe is read before the function ends, and not before both have looked. */
-	reach(2);
-	await(3);
-	expect_in("what a pipe held", piped, STUCK, OUTSIDE);
-	expect_holds("what a pipe held", piped, STUCK, 3);
+	/* What is held is let go of before the function ends, and not before both have looked. */
+	reach(3);
+	await(4);
+	expect_in("what was held", held, STUCK, OUTSIDE);
+	expect_holds("what was held", held, STUCK, 3);
 }
 
 static void evacuated(void)
 {
 	struct pollfd events = { .events = POLLPRI };
-	char copy[STUCK];
-	pid_t pid;
+	pid_t pid, reader;
+	char copy[256];
 
 	unlink("/tmp/stop");
-	if (pipe(pipes))
-		die("pipe");
 	bind_to(FN0, "");
 	bind_to(FN1, "");
 	events.fd = open(FN0 "/memory.partition.events", O_RDONLY | O_CLOEXEC);
 	expect_at_least("bytes read of the events", read(events.fd, copy, sizeof(copy)), 1);
 	pid = start(FN0, evacuated_body);
 	await(1);
+	reader = fork();
+	if (!reader)
+		hold(pid, (char *)shared->address);
+	await(2);
 	expect_equal("events before there was one", poll(&events, 1, 0), 0);
 	dprintf(1, "ready\n");
 	expect_equal("events for who waits for one", poll(&events, 1, 30000), 1);
@@ -429,22 +403,19 @@ static void evacuated(void)
 	expect_equal("events of spills", event_count(FN0, "spill"), 0);
 	close(events.fd);
 	wait_for_caller();
-	await(2);
-	expect_equal("bytes read from the pipe", read(pipes[0], copy, STUCK), STUCK);
-	expect_holds("what was read from the pipe", copy, STUCK, 3);
+	await(3);
+	finish(reader, 0);
 	/* The driver tries again each five seconds, and not for the end of a function. */
 	for (int ms = 0; ms < 20000 && draining(FN0) >= 0; ms += 10)
 		usleep(10000);
 	expect_equal("in use of A while its function lives on", draining(FN0), -1);
-	reach(3);
+	reach(4);
 	finish(pid, 0);
 }
 
 const struct behaviour pin_cases[] = {
 	{ "userfault", userfault },
 	{ "userfault-move", userfault_move },
-	{ "vmsplice", vmsplice_exit },
-	{ "vmsplice-close", vmsplice_close },
 	{ "pin-long", pin_long },
 	{ "pin-short", pin_short },
 	{ "direct-killed", direct_killed },

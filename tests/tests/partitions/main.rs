@@ -219,8 +219,11 @@ fn what_one_of_two_functions_leaves_goes_while_the_other_runs_on() -> Result<()>
 fn a_partition_is_taken_by_the_number_that_the_host_was_told() -> Result<()> {
     let vm = vm()?;
     add(&vm, "first", "auto")?;
-    add(&vm, "second", "auto")?;
+    // Beyond what is prepared: it is there before the guest can use it, and who asked waits for that.
+    let told = vm.memctl("add second --size 512M --wait 30s")?;
     let number = number(&vm, "second")?;
+    assert!(told.trim_end().ends_with(&format!("the guest calls it {number}")), "{told}");
+    assert!(!find(&vm, "second")?.context("no partition")?["used"].is_null());
     vm.shell(&format!("echo {number} > /cg/fn0/memory.partition"))?;
     assert_eq!(vm.shell("grep ^id /cg/fn0/memory.partition")?, format!("id {number}"));
     vm.power_off_unharmed()

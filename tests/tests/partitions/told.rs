@@ -1,7 +1,7 @@
 //! What host and guest are told of partitions.
 
 use anyhow::Context;
-use guest_tests::{MIB, Result, until, within};
+use guest_tests::{MIB, Result, Tessera, until, within};
 use serde_json::json;
 
 use super::{SIZE, add, add_sized, end, find, is_gone, put, reaches, start, start_with, vm};
@@ -58,6 +58,26 @@ fn who_waits_for_a_partition_has_the_next_that_is_plugged() -> Result<()> {
         reaches(&vm, id, "bound", SIZE)?;
     }
     vm.power_off_unharmed()
+}
+
+/// An agent that is told its number, and is quicker than the guest's bookkeeping.
+#[test]
+fn who_names_a_partition_waits_until_it_can_be_used() -> Result<()> {
+    let vm = vm()?;
+    takes_when_seen(&vm, "/cg/fn0", 1)?;
+    let size = 3 * SIZE;
+    put(&vm, "vm.add-partition", &json!({"id": "not-prepared", "size": size}))?.expect(200)?;
+    reaches(&vm, "not-prepared", "bound", size)?;
+    assert_eq!(vm.shell("cat /told")?, "");
+    vm.power_off_unharmed()
+}
+
+/// Has somebody in the guest bind a control group to a partition by its number, as soon as that has
+/// a folder; `/told` has what was said then.
+pub(super) fn takes_when_seen(vm: &Tessera, cgroup: &str, number: u64) -> Result<()> {
+    let folder = format!("/sys/bus/virtio/devices/*/partitions/{number}");
+    let takes = format!("echo {number} > {cgroup}/memory.partition");
+    vm.shell(&format!("((until [ -e {folder} ]; do :; done; {takes}) > /told 2>&1 &)")).map(drop)
 }
 
 /// What is told of 200 MiB in use: the guest says it again when it has changed by a sixteenth.

@@ -1,8 +1,9 @@
 //! What the host wants changes before the guest is done with it.
 
-use guest_tests::{MIB, Result, Tessera, Vm};
+use guest_tests::{MIB, Result, Tessera, Vm, until, within};
 use serde_json::json;
 
+use super::told::takes_when_seen;
 use super::{
     BOOT, SIZE, add, add_sized, booted, config, counter, end, is_gone, put, reaches, start,
     start_with, uses, vm,
@@ -66,9 +67,14 @@ fn what_the_guest_cannot_use_at_all_goes_back() -> Result<()> {
     add_sized(&vm, "fn-1", 128 * MIB, "auto")?;
     let function = start_with(&vm, 100)?;
     reaches(&vm, "fn-1", "bound", 128 * MIB)?;
+    vm.shell("mkdir /cg/fn1")?;
+    takes_when_seen(&vm, "/cg/fn1", 2)?;
     let body = json!({"id": "fn-2", "size": 64 * MIB, "release": "manual"});
     put(&vm, "vm.add-partition", &body)?.expect(200)?;
     is_gone(&vm, "fn-2")?;
+    until("who waits for it to be told", within(10), || {
+        Ok(vm.shell("cat /told")?.contains("No such file").then_some(()))
+    })?;
     assert_eq!(useless_plugs(&vm)?, 1);
     assert_eq!(counter(&vm, "releases")?, 1);
     assert_eq!(counter(&vm, "released_bytes")?, 64 * MIB);
