@@ -73,11 +73,12 @@ fn who_names_a_partition_waits_until_it_can_be_used() -> Result<()> {
 }
 
 /// Has somebody in the guest bind a control group to a partition by its number, as soon as that has
-/// a folder; `/told` has what was said then.
+/// a folder, or there is a `/late`; `/told` has what was said then.
 pub(super) fn takes_when_seen(vm: &Tessera, cgroup: &str, number: u64) -> Result<()> {
     let folder = format!("/sys/bus/virtio/devices/*/partitions/{number}");
+    let seen = format!("until [ -e {folder} ] || [ -e /late ]; do :; done");
     let takes = format!("echo {number} > {cgroup}/memory.partition");
-    vm.shell(&format!("((until [ -e {folder} ]; do :; done; {takes}) > /told 2>&1 &)")).map(drop)
+    vm.shell(&format!("(({seen}; {takes}) > /told 2>&1 &)")).map(drop)
 }
 
 /// What is told of 200 MiB in use: the guest says it again when it has changed by a sixteenth.

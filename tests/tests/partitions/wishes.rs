@@ -72,6 +72,8 @@ fn what_the_guest_cannot_use_at_all_goes_back() -> Result<()> {
     let body = json!({"id": "fn-2", "size": 64 * MIB, "release": "manual"});
     put(&vm, "vm.add-partition", &body)?.expect(200)?;
     is_gone(&vm, "fn-2")?;
+    // It may have come and gone unseen.
+    vm.shell("touch /late")?;
     until("who waits for it to be told", within(10), || {
         Ok(vm.shell("cat /told")?.contains("No such file").then_some(()))
     })?;
