@@ -197,6 +197,17 @@ static void strict_innocent(void)
 	end_nested();
 }
 
+/* A strict partition has room for all that BODY has at a time, if it is made. */
+static void fits_without_a_kill(void (*body)(void))
+{
+	bind_to(FN0, "policy=strict");
+	in_function(body);
+	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
+	expect_equal("events of spills", event_count(FN0, "spill"), 0);
+	expect_equal("spilled", partition_value(FN0, "spilled"), 0);
+	expect_empty("used after its end", FN0);
+}
+
 /* What nobody uses is given back before anybody is killed: it takes no swap. */
 static void strict_unused_body(void)
 {
@@ -227,11 +238,7 @@ static void strict_unused_body(void)
 
 static void strict_unused(void)
 {
-	bind_to(FN0, "policy=strict");
-	in_function(strict_unused_body);
-	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
-	expect_equal("spilled", partition_value(FN0, "spilled"), 0);
-	expect_empty("used after its end", FN0);
+	fits_without_a_kill(strict_unused_body);
 }
 
 /* With swap nobody has to be killed. */
@@ -250,11 +257,7 @@ static void strict_swap_body(void)
 
 static void strict_swap(void)
 {
-	bind_to(FN0, "policy=strict");
-	in_function(strict_swap_body);
-	expect_equal("events of OOM", event_count(FN0, "oom"), 0);
-	expect_equal("events of spills", event_count(FN0, "spill"), 0);
-	expect_empty("used after its end", FN0);
+	fits_without_a_kill(strict_swap_body);
 }
 
 /* Its memory is on the way to a disk when it ends. */

@@ -83,7 +83,6 @@ static void zerocopy(void)
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	socklen_t size = sizeof(local);
 
-	local.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	pipes[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (ioctl(listener, SIOCSIFFLAGS, &lo) || listen(listener, 1) ||
 	    getsockname(listener, (struct sockaddr *)&local, &size))

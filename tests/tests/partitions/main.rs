@@ -100,6 +100,15 @@ fn number(vm: &Tessera, id: &str) -> Result<u64> {
     find(vm, id)?.context("no partition")?["number"].as_u64().context("no number")
 }
 
+/// Has somebody in the guest bind a control group to a partition by its number, as soon as that has
+/// a folder, or there is a `/late`; `/told` has what was said then.
+fn takes_when_seen(vm: &Tessera, cgroup: &str, number: u64) -> Result<()> {
+    let folder = format!("/sys/bus/virtio/devices/*/partitions/{number}");
+    let seen = format!("until [ -e {folder} ] || [ -e /late ]; do :; done");
+    let takes = format!("echo {number} > {cgroup}/memory.partition");
+    vm.shell(&format!("(({seen}; {takes}) > /told 2>&1 &)")).map(drop)
+}
+
 /// Starts a function that fills 200 MiB, and waits until it has.
 fn start(vm: &Tessera) -> Result<Hogs<'_>> {
     start_with(vm, 200)

@@ -1,10 +1,12 @@
 //! What host and guest are told of partitions.
 
 use anyhow::Context;
-use guest_tests::{MIB, Result, Tessera, until, within};
+use guest_tests::{MIB, Result, until, within};
 use serde_json::json;
 
-use super::{SIZE, add, add_sized, end, find, is_gone, put, reaches, start, start_with, vm};
+use super::{
+    SIZE, add, add_sized, end, find, is_gone, put, reaches, start, start_with, takes_when_seen, vm,
+};
 
 /// A platform's agent in the guest has nothing to poll for.
 #[test]
@@ -70,15 +72,6 @@ fn who_names_a_partition_waits_until_it_can_be_used() -> Result<()> {
     reaches(&vm, "not-prepared", "bound", size)?;
     assert_eq!(vm.shell("cat /told")?, "");
     vm.power_off_unharmed()
-}
-
-/// Has somebody in the guest bind a control group to a partition by its number, as soon as that has
-/// a folder, or there is a `/late`; `/told` has what was said then.
-pub(super) fn takes_when_seen(vm: &Tessera, cgroup: &str, number: u64) -> Result<()> {
-    let folder = format!("/sys/bus/virtio/devices/*/partitions/{number}");
-    let seen = format!("until [ -e {folder} ] || [ -e /late ]; do :; done");
-    let takes = format!("echo {number} > {cgroup}/memory.partition");
-    vm.shell(&format!("(({seen}; {takes}) > /told 2>&1 &)")).map(drop)
 }
 
 /// What is told of 200 MiB in use: the guest says it again when it has changed by a sixteenth.

@@ -3,10 +3,9 @@
 use guest_tests::{MIB, Result, Tessera, Vm, until, within};
 use serde_json::json;
 
-use super::told::takes_when_seen;
 use super::{
     BOOT, SIZE, add, add_sized, booted, config, counter, end, is_gone, put, reaches, start,
-    start_with, uses, vm,
+    start_with, takes_when_seen, uses, vm,
 };
 
 /// A kept partition outlives a removal that the host thought better of, however soon its function
